@@ -1,0 +1,1 @@
+"""Evidence: timings of ops and steps."""

@@ -1,0 +1,1 @@
+"""Input: audio files, shards, tokens, batches and the loader."""

@@ -1,0 +1,1 @@
+"""Runs: configuration, objectives, the update, training, evaluation and inference."""

@@ -1,0 +1,1 @@
+"""Networks: audio masked autoencoder, causal RoBERTa, caption decoder and the audio-text model."""
