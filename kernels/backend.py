@@ -1,0 +1,104 @@
+"""Which implementation of an op runs: chosen in one place, by name, and never changed silently.
+
+``auto`` takes the fused implementation where the tensor's device has one and the reference elsewhere; ``fused`` and
+``reference`` insist. The choice is, from strongest to weakest: :func:`use_backend`, the environment variable
+``CACOPHONY_BACKEND``, ``auto``.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+
+from ..errors import InputError
+
+Backend = Literal["auto", "fused", "reference"]
+
+ENVIRONMENT_VARIABLE = "CACOPHONY_BACKEND"
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op's implementations: the reference, and the fused ones by device type (``"cuda"``, ``"cpu"``)."""
+
+    name: str
+    reference: Callable[..., Any]
+    fused: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs for an op on a device, and why; ``implementation`` is None where the asked backend has none."""
+
+    op: str
+    path: Literal["fused", "reference", "refused"]
+    reason: str
+    implementation: Callable[..., Any] | None = field(repr=False, default=None)
+
+
+_ops: dict[str, Op] = {}
+_asked: ContextVar[Backend | None] = ContextVar("cacophony_backend", default=None)
+
+
+def register(
+    name: str, *, reference: Callable[..., Any], fused: Mapping[str, Callable[..., Any]] | None = None
+) -> Callable[..., Any]:
+    """Declare an op once, at import of its file; returns the function that dispatches calls of it.
+
+    The returned dispatcher looks at the device of its first argument, a tensor.
+    """
+    if name in _ops:
+        raise RuntimeError(f"op {name!r} is registered twice: is the package imported under two names?")
+    _ops[name] = Op(name, reference, dict(fused or {}))
+
+    def dispatch(first: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        choice = choose(name, first.device)
+        if choice.implementation is None:
+            raise InputError(f"{choice.op}: {choice.reason}")
+        return choice.implementation(first, *args, **kwargs)
+
+    return dispatch
+
+
+def current_backend() -> Backend:
+    """Return the backend asked for now; raises InputError where the environment variable holds another word."""
+    asked = _asked.get() or os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+    if asked not in get_args(Backend):
+        raise InputError(f"{ENVIRONMENT_VARIABLE}={asked!r} is not a backend; expected auto, fused or reference")
+    return asked
+
+
+@contextlib.contextmanager
+def use_backend(backend: Backend) -> Iterator[None]:
+    """Run the body with ``backend``, whatever the environment says."""
+    if backend not in get_args(Backend):
+        raise InputError(f"backend {backend!r} is unknown; expected auto, fused or reference")
+    token = _asked.set(backend)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def choose(name: str, device: torch.device) -> Choice:
+    """Say which implementation of op ``name`` runs on ``device`` under the current backend, and why."""
+    op = _ops[name]
+    asked = current_backend()
+    fused = op.fused.get(device.type)
+    if asked == "reference":
+        return Choice(name, "reference", "backend reference was asked for", op.reference)
+    if fused is not None:
+        reason = "backend fused was asked for" if asked == "fused" else f"{device.type} has a fused implementation"
+        return Choice(name, "fused", reason, fused)
+    if asked == "fused":
+        return Choice(name, "refused", f"backend fused was asked for, but there is no fused {name} on {device.type}")
+    return Choice(name, "reference", f"no fused implementation on {device.type}", op.reference)
+
+
+def choices(device: torch.device) -> list[Choice]:
+    """Return the choice for every op on ``device``, by name: what ``cacophony doctor`` and run logs print."""
+    return [choose(name, device) for name in sorted(_ops)]

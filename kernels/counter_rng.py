@@ -1,0 +1,38 @@
+"""Counter-based random integers: a number is a pure function of its key, whatever device or batch computes it.
+
+The reference of every random op (patch subsets, dropout). All arithmetic is on 32-bit words kept in int64 tensors,
+because PyTorch has no unsigned multiply; int64 products wrap, which leaves their low 32 bits right.
+"""
+
+import torch
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+_STRIDE = 0x9E3779B9  # odd and near 2**32 / golden ratio: neighbouring counters land far apart
+
+
+def hash32(x: Tensor) -> Tensor:
+    """Mix 32-bit words (int64 tensor with values in [0, 2**32)): a bijection with good avalanche.
+
+    The multiply-xorshift hash "lowbias32" of C. Wellons (hash-prospector), bias 0.17.
+    """
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _WORD
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _WORD
+    return x ^ (x >> 16)
+
+
+def fold(key: Tensor, value: Tensor | int) -> Tensor:
+    """Derive a new 32-bit key from ``key`` and a 64-bit integer ``value`` (broadcast against each other)."""
+    value = torch.as_tensor(value, dtype=torch.int64, device=key.device)
+    key = hash32(key ^ hash32(value & _WORD))
+    return hash32((key + _STRIDE + ((value >> 32) & _WORD)) & _WORD)
+
+
+def root_key(seed: int, step: int, device: torch.device) -> Tensor:
+    """Return the 0-d key of a run's ``seed`` at optimiser step ``step``."""
+    return fold(fold(torch.zeros((), dtype=torch.int64, device=device), seed), step)
+
+
+def random_bits(key: Tensor, counter: Tensor) -> Tensor:
+    """Draw one 32-bit word for each ``counter`` (int64) under ``key``, broadcast against each other."""
+    return hash32(hash32((counter * _STRIDE + key) & _WORD) ^ key)

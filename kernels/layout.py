@@ -1,0 +1,150 @@
+"""How the tokens of a batch of sequences lie in memory: padded ``[B, L, ...]`` or packed ``[T, ...]``.
+
+Every op takes a layout and gives the same numbers for the valid tokens in both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+LayoutName = Literal["padded", "packed"]
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Tokens ``[B, L, ...]``; ``mask`` bool ``[B, L]`` is True where a token is real."""
+
+    mask: Tensor
+
+    @property
+    def batch_size(self) -> int:
+        """Number of sequences B."""
+        return self.mask.shape[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Valid tokens of each sequence, int64 ``[B]``."""
+        return self.mask.sum(dim=1)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Slot number of every token in its sequence, int64 ``[B, L]``."""
+        return torch.arange(self.mask.shape[1], device=self.mask.device).expand_as(self.mask)
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """True for real tokens, bool ``[B, L]``."""
+        return self.mask
+
+    def spread(self, per_sequence: Tensor) -> Tensor:
+        """Give every token the value of its sequence: ``[B]`` to ``[B, L]``."""
+        return per_sequence[:, None].expand_as(self.mask)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Tokens ``[T, ...]``, sequence after sequence: sequence b is ``cu_seqlens[b] : cu_seqlens[b + 1]``.
+
+    ``cu_seqlens`` is int32 ``[B + 1]`` on the tokens' device, ``max_len`` at least the longest length and ``total`` = T, both
+    known on the host so that no shape ever has to be read back from the device.
+    """
+
+    cu_seqlens: Tensor
+    max_len: int
+    total: int
+
+    @classmethod
+    def from_lengths(cls, lengths: Sequence[int] | Tensor, device: torch.device | str = "cpu") -> "Packed":
+        """Build the layout of sequences with these ``lengths`` (host integers)."""
+        host_lengths = torch.as_tensor(lengths, dtype=torch.int64, device="cpu")
+        cu_seqlens = torch.zeros(len(host_lengths) + 1, dtype=torch.int64)
+        torch.cumsum(host_lengths, 0, out=cu_seqlens[1:])
+        max_len = int(host_lengths.max()) if len(host_lengths) else 0
+        return cls(cu_seqlens.to(torch.int32).to(device, non_blocking=True), max_len, int(cu_seqlens[-1]))
+
+    @property
+    def batch_size(self) -> int:
+        """Number of sequences B."""
+        return self.cu_seqlens.shape[0] - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each sequence, int64 ``[B]``."""
+        return self.cu_seqlens.diff().long()
+
+    @cached_property
+    def sequence_ids(self) -> Tensor:
+        """Number of the sequence every token belongs to, int64 ``[T]``."""
+        ids = torch.arange(self.batch_size, device=self.cu_seqlens.device)
+        return torch.repeat_interleave(ids, self.lengths, output_size=self.total)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Position of every token in its sequence, int64 ``[T]``."""
+        tokens = torch.arange(self.total, device=self.cu_seqlens.device)
+        return tokens - self.cu_seqlens[self.sequence_ids]
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """True for real tokens, bool ``[T]``: all of them."""
+        return torch.ones(self.total, dtype=torch.bool, device=self.cu_seqlens.device)
+
+    def spread(self, per_sequence: Tensor) -> Tensor:
+        """Give every token the value of its sequence: ``[B]`` to ``[T]``."""
+        return per_sequence[self.sequence_ids]
+
+
+Layout = Padded | Packed
+
+
+@dataclass(frozen=True)
+class PatchPositions:
+    """Where patches lie in their spectrogram: ``time`` (units of 16 frames) and ``freq`` (units of 16 mel bands).
+
+    Both int64, ``[B, L]`` or ``[T]`` as ``layout`` says; padding slots hold 0.
+    """
+
+    time: Tensor
+    freq: Tensor
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Patches of log-mel: ``values`` ``[B, L, 256]`` or ``[T, 256]`` (pixel = 16 * frame + band) and their positions."""
+
+    values: Tensor
+    positions: PatchPositions
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of values and positions."""
+        return self.positions.layout
+
+
+def padded_layout(packed: Packed) -> Padded:
+    """Return the left-aligned padded layout of the same sequences; at least one slot wide, so that no batch is empty."""
+    slots = torch.arange(max(packed.max_len, 1), device=packed.cu_seqlens.device)
+    return Padded(slots[None, :] < packed.lengths[:, None])
+
+
+def pad(tokens: Tensor, packed: Packed) -> Tensor:
+    """Lay packed ``[T, ...]`` tokens out as ``[B, L, ...]``, zero in the padding slots; differentiable."""
+    width = max(packed.max_len, 1)
+    slots = packed.sequence_ids * width + packed.positions
+    flat = tokens.new_zeros((packed.batch_size * width, *tokens.shape[1:])).index_copy(0, slots, tokens)
+    return flat.unflatten(0, (packed.batch_size, width))
+
+
+def pack(tokens: Tensor, padded: Padded) -> Tensor:
+    """Take the valid tokens of ``[B, L, ...]``, sequence after sequence: ``[T, ...]``; differentiable."""
+    return tokens[padded.mask]
+
+
+def packed_layout(padded: Padded) -> Packed:
+    """Return the packed layout of a padded batch's valid tokens; reads the lengths back to the host."""
+    return Packed.from_lengths(padded.lengths.cpu(), padded.mask.device)

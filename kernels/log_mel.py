@@ -1,0 +1,115 @@
+"""Waveform to log-mel spectrogram: the authors' TensorFlow front-end, ragged clips by offsets.
+
+Frames of 400 samples every 160 without centring, zeros past the end, periodic Hann, 512-point FFT with the zeros
+appended, magnitude, 128 mel bands whose triangles are linear in mel, ``0.2 ln(mel + 1e-5) + 0.9``.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from . import backend
+from .layout import PatchPositions
+
+SAMPLE_RATE = 16_000  # Hz
+WINDOW = 400  # samples
+HOP = 160  # samples
+FFT_SIZE = 512
+MEL_BANDS = 128
+PATCH_SIDE = 16  # frames and bands
+PATCH_PIXELS = PATCH_SIDE * PATCH_SIDE
+FREQ_PATCHES = MEL_BANDS // PATCH_SIDE
+
+
+@dataclass(frozen=True)
+class Spectrogram:
+    """Log-mel of a batch: ``frames`` ``[F, 128]`` clip after clip; ``frame_offsets`` int64 ``[B + 1]`` on the host."""
+
+    frames: Tensor
+    frame_offsets: Tensor
+
+    @property
+    def patch_counts(self) -> Tensor:
+        """Whole patches of each clip, int64 ``[B]`` on the host: the last ``frames % 16`` frames belong to none."""
+        return (self.frame_offsets.diff() // PATCH_SIDE) * FREQ_PATCHES
+
+
+def num_frames(samples: Tensor) -> Tensor:
+    """Frames of a clip of so many ``samples``: ceil(samples / 160)."""
+    return (samples + HOP - 1) // HOP
+
+
+@lru_cache(maxsize=8)
+def mel_matrix(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+    """Return the ``[257, 128]`` matrix from FFT magnitudes to mel bands.
+
+    Equal to ``tf.signal.linear_to_mel_weight_matrix(128, 257, 16000, 0, 8000)``: mel = 1127 ln(1 + f / 700), 130 edges
+    equally spaced in mel, triangles linear in mel with peak 1, the DC bin in none. Band 0 is empty at this resolution.
+    """
+    bins_hz = torch.linspace(0, SAMPLE_RATE / 2, FFT_SIZE // 2 + 1, dtype=torch.float64)
+    bins_mel = 1127.0 * torch.log1p(bins_hz / 700.0)
+    edges_mel = torch.linspace(0, 1127.0 * math.log1p(SAMPLE_RATE / 2 / 700.0), MEL_BANDS + 2, dtype=torch.float64)
+    lower, centre, upper = edges_mel[:-2], edges_mel[1:-1], edges_mel[2:]
+    rising = (bins_mel[:, None] - lower) / (centre - lower)
+    falling = (upper - bins_mel[:, None]) / (upper - centre)
+    weights = torch.minimum(rising, falling).clamp_min(0.0)
+    weights[0] = 0.0
+    return weights.to(device, dtype)
+
+
+def log_mel(wave: Tensor, wave_offsets: Tensor) -> Spectrogram:
+    """Compute the log-mel frames of a batch of clips.
+
+    ``wave`` is ``[S]``, int16 or floating in [-1, 1], 16 kHz mono, clip after clip; ``wave_offsets`` int64 ``[B + 1]``
+    on the host. Returns float32 frames (float64 for float64 input). Raises ValueError for other dtypes or offsets.
+    """
+    if wave.dtype not in (torch.int16, torch.float32, torch.float64):
+        raise ValueError(f"log_mel: wave has dtype {wave.dtype}, expected int16, float32 or float64")
+    if wave_offsets.device.type != "cpu" or int(wave_offsets[-1]) != wave.numel():
+        raise ValueError(f"log_mel: wave_offsets must lie on the host and end at the {wave.numel()} samples of wave")
+    return _dispatch(wave, wave_offsets)
+
+
+def log_mel_reference(wave: Tensor, wave_offsets: Tensor) -> Spectrogram:
+    """Compute :func:`log_mel` in plain PyTorch: one STFT over all clips, kept apart by zeros."""
+    scaled = wave.float() / 32768.0 if wave.dtype == torch.int16 else wave
+    samples = wave_offsets.diff()
+    frames = num_frames(samples)
+    # A clip takes whole hops plus enough zeros that its last frame ends before the next clip begins.
+    spare_frames = math.ceil((FFT_SIZE - HOP) / HOP)
+    slots = (frames + spare_frames) * (frames > 0)
+    slot_offsets = torch.nn.functional.pad(slots.cumsum(0), (1, 0))
+    total_frames = int(slot_offsets[-1])
+    frame_offsets = torch.nn.functional.pad(frames.cumsum(0), (1, 0))
+    if total_frames == 0:
+        return Spectrogram(scaled.new_zeros((0, MEL_BANDS)), frame_offsets)
+
+    spaced = scaled.new_zeros((total_frames - 1) * HOP + FFT_SIZE)
+    for clip, start in enumerate((slot_offsets[:-1] * HOP).tolist()):
+        begin, end = int(wave_offsets[clip]), int(wave_offsets[clip + 1])
+        spaced[start : start + end - begin] = scaled[begin:end]
+    window = torch.hann_window(WINDOW, periodic=True, dtype=torch.float64, device=wave.device).to(scaled.dtype)
+    window = torch.nn.functional.pad(window, (0, FFT_SIZE - WINDOW))
+    spectrum = torch.stft(
+        spaced, FFT_SIZE, hop_length=HOP, win_length=FFT_SIZE, window=window, center=False, return_complex=True
+    )
+    magnitude = spectrum.abs().T  # [slots, 257]
+    within = torch.arange(int(frame_offsets[-1])) - torch.repeat_interleave(frame_offsets[:-1], frames)
+    real_frames = (torch.repeat_interleave(slot_offsets[:-1], frames) + within).to(wave.device)
+    mel = magnitude[real_frames] @ mel_matrix(scaled.dtype, wave.device)
+    return Spectrogram(0.2 * torch.log(mel + 1e-5) + 0.9, frame_offsets)
+
+
+_dispatch = backend.register("log_mel", reference=log_mel_reference)
+
+
+def patch_values(spectrogram: Spectrogram, clip: Tensor, positions: PatchPositions) -> Tensor:
+    """Gather patches as ``[T, 256]`` (pixel = 16 * frame + band) from packed ``positions`` of clips ``clip`` ``[T]``."""
+    first_frame = spectrogram.frame_offsets.to(clip.device)[clip] + positions.time * PATCH_SIDE
+    side = torch.arange(PATCH_SIDE, device=clip.device)
+    frames = first_frame[:, None, None] + side[None, :, None]
+    bands = (positions.freq * PATCH_SIDE)[:, None, None] + side[None, None, :]
+    return spectrogram.frames[frames, bands].flatten(1)

@@ -1,0 +1,115 @@
+"""Sizes of the networks, as frozen dataclasses, and the three named sizes: ``paper``, ``ablation``, ``demo``."""
+
+from dataclasses import dataclass, field
+
+from ..errors import InputError
+
+ROBERTA_VOCABULARY = 50_265
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """A stack of transformer blocks."""
+
+    width: int = 768
+    """Features of a token."""
+    layers: int = 12
+    """Number of blocks."""
+    heads: int = 8
+    """Attention heads; must divide width."""
+    mlp_width: int = 3072
+    """Features of the feed-forward's hidden layer."""
+
+    def __post_init__(self) -> None:
+        """Check that the sizes fit each other."""
+        for name in ("width", "layers", "heads", "mlp_width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.width % (2 * self.heads):
+            raise InputError(f"width {self.width} is not an even multiple of heads {self.heads}: change one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(TransformerConfig):
+    """The causal RoBERTa text encoder."""
+
+    heads: int = 12
+    """Attention heads; must divide width."""
+    vocab_size: int = ROBERTA_VOCABULARY
+    """Rows of the word embedding; the tokenizer may use fewer."""
+    max_positions: int = 514
+    """Rows of the position embedding; positions count from 0."""
+    dropout: float = 0.1
+    """Dropout rate of embeddings, attention weights and block outputs while training."""
+
+    def __post_init__(self) -> None:
+        """Check sizes and the dropout rate."""
+        super().__post_init__()
+        if not 0.0 <= self.dropout < 1.0:
+            raise InputError(f"dropout is {self.dropout}; expected 0 <= dropout < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioMAEConfig:
+    """The masked autoencoder of stage 1."""
+
+    encoder: TransformerConfig = field(default_factory=TransformerConfig)
+    """The audio encoder."""
+    decoder: TransformerConfig = field(default_factory=TransformerConfig)
+    """The decoder that restores the masked patches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioTextConfig:
+    """The audio-text model of stage 2."""
+
+    audio: TransformerConfig = field(default_factory=TransformerConfig)
+    """The audio encoder; the same sizes as the stage-1 run it starts from."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """The text encoder."""
+    caption_layers: int = 4
+    """Blocks of the caption decoder, which has the text encoder's width and heads."""
+    pool_heads: int = 8
+    """Heads of the audio pooler; the text pooler has one."""
+    projection_width: int = 768
+    """Features of the shared embedding space."""
+    initial_logit_scale: float = 2.0
+    """Log of the initial logit multiplier (temperature = exp(-logit_scale))."""
+
+    def __post_init__(self) -> None:
+        """Check that the pooler's heads divide the audio width."""
+        if self.pool_heads < 1 or self.audio.width % self.pool_heads:
+            raise InputError(f"pool_heads {self.pool_heads} does not divide audio.width {self.audio.width}")
+
+
+def _ablation_transformer() -> TransformerConfig:
+    return TransformerConfig(width=512, layers=12, heads=8, mlp_width=1024)
+
+
+def _demo_transformer() -> TransformerConfig:
+    return TransformerConfig(width=96, layers=3, heads=4, mlp_width=288)
+
+
+AUDIO_MAE_SIZES: dict[str, AudioMAEConfig] = {
+    "paper": AudioMAEConfig(),
+    "ablation": AudioMAEConfig(encoder=_ablation_transformer(), decoder=_ablation_transformer()),
+    "demo": AudioMAEConfig(
+        encoder=_demo_transformer(), decoder=TransformerConfig(width=96, layers=1, heads=4, mlp_width=192)
+    ),
+}
+
+AUDIO_TEXT_SIZES: dict[str, AudioTextConfig] = {
+    "paper": AudioTextConfig(),
+    "ablation": AudioTextConfig(audio=_ablation_transformer()),
+    "demo": AudioTextConfig(
+        audio=_demo_transformer(),
+        text=TextConfig(
+            width=96, layers=2, heads=4, mlp_width=192, vocab_size=512, max_positions=96, dropout=0.0
+        ),
+        caption_layers=2,
+        pool_heads=4,
+        projection_width=96,
+        initial_logit_scale=2.5,
+    ),
+}
+
