@@ -1,9 +1,87 @@
-"""The front door."""
+"""The front door: composes the commands of engine and data; `cacophony …`, `python -m cacophony …`."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+# Read when torch loads OpenMP. Waiting threads that spin make a step ten times slower when another process wants a
+# core (measured on two cores); threads that sleep cost some percent on an idle machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from .data.commands import pack_command
+from .engine.commands import (
+    INTERRUPTED,
+    caption_command,
+    doctor_command,
+    embed_command,
+    retrieval_command,
+    train_command,
+)
+from .engine.demo import demo_command
+from .engine.flags import command
+from .errors import InputError, RunError
+
+Command = Callable[[Sequence[str]], int]
+
+_COMMANDS: dict[str, tuple[str, Command]] = {
+    "demo": (
+        "make a small corpus, train both stages on it, evaluate, caption",
+        command(demo_command, "cacophony demo"),
+    ),
+    "pack": ("turn a folder of audio and captions into shards", command(pack_command, "cacophony pack")),
+    "train mae": ("stage 1: the audio masked autoencoder", lambda argv: train_command("mae", argv)),
+    "train contrastive": ("stage 2: contrastive + captioning", lambda argv: train_command("contrastive", argv)),
+    "evaluate retrieval": (
+        "audio-text retrieval of a run",
+        command(retrieval_command, "cacophony evaluate retrieval"),
+    ),
+    "embed": ("embeddings of audio files", command(embed_command, "cacophony embed")),
+    "caption": ("captions of audio files", command(caption_command, "cacophony caption")),
+    "doctor": ("what this machine and installation can do", command(doctor_command, "cacophony doctor")),
+}
 
 
-def main() -> None:
-    """Run the command line."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 (the run failed), 2 (the input was wrong), 130 (Ctrl-C)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not words or words[0] in ("-h", "--help"):
+            return _help()
+        run, rest = _find(words)
+        return run(rest)
+    except InputError as error:
+        return _complain(error, 2)
+    except RunError as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+
+
+def _find(words: list[str]) -> tuple[Command, list[str]]:
+    for count in (2, 1):
+        name = " ".join(words[:count])
+        if name in _COMMANDS:
+            return _COMMANDS[name][1], words[count:]
+    group = [name.split()[1] for name in _COMMANDS if name.split()[0] == words[0] and " " in name]
+    if group:
+        raise InputError(f"`cacophony {words[0]}` needs one of: {', '.join(group)}")
+    nearest = difflib.get_close_matches(words[0], [name.split()[0] for name in _COMMANDS], n=1, cutoff=0.0)[0]
+    raise InputError(f"command {words[0]!r} is unknown; did you mean {nearest}? (`cacophony --help` lists all)")
+
+
+def _help() -> int:
+    print("usage: cacophony COMMAND …    (`cacophony COMMAND --help` explains one)\n")
+    for name, (summary, _) in _COMMANDS.items():
+        print(f"  {name:20} {summary}")
+    return 0
+
+
+def _complain(message: Any, code: int) -> int:
+    print(f"cacophony: {' '.join(str(message).split())}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

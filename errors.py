@@ -1,8 +1,9 @@
-"""The one exception that means "the input was wrong": the front door prints it as a line and exits with 2."""
+"""The exceptions the front door prints as one line: what was wrong, what was expected, what to do."""
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong.
+    """Something the user gave is wrong (exit code 2)."""
 
-    The message is one line that says what was wrong, what was expected and what to do.
-    """
+
+class RunError(RuntimeError):
+    """A run cannot go on, though its input was right (exit code 1)."""

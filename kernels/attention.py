@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import backend
 from .dropout import DropoutKey, attention_dropout
-from .layout import Layout, Packed, Padded, pad, padded_layout
+from .layout import Layout, Packed, Padded, pad, padded_layout, unpad
 
 
 def attention(
@@ -52,7 +52,7 @@ def attention_reference(
             causal=causal,
             dropout=dropout,
         )
-        return out[query_layout.sequence_ids, query_layout.positions]
+        return unpad(out, query_layout)
     if not isinstance(key_layout, Padded):
         raise ValueError("attention: query and key must both be Padded or both Packed")
 

@@ -66,10 +66,14 @@ def register(
 
 def current_backend() -> Backend:
     """Return the backend asked for now; raises InputError where the environment variable holds another word."""
-    asked = _asked.get() or os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
-    if asked not in get_args(Backend):
-        raise InputError(f"{ENVIRONMENT_VARIABLE}={asked!r} is not a backend; expected auto, fused or reference")
-    return asked
+    asked = _asked.get()
+    if asked is not None:
+        return asked
+    word = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+    for backend in get_args(Backend):
+        if word == backend:
+            return backend
+    raise InputError(f"{ENVIRONMENT_VARIABLE}={word!r} is not a backend; expected auto, fused or reference")
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ class DropoutKey:
 
 
 def dropout(x: Tensor, key: DropoutKey | None, layout: Layout) -> Tensor:
-    """Zero features of ``x`` ``[B, L, D]`` or ``[T, D]`` with probability ``key.rate`` and scale the rest; None: no-op."""
+    """Zero features of ``x`` ``[B, L, D]`` or ``[T, D]`` with probability ``key.rate``, scale the rest; None: no-op."""
     if key is None or key.rate == 0.0:
         return x
     return _dispatch(x, key, layout)

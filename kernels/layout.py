@@ -49,8 +49,8 @@ class Padded:
 class Packed:
     """Tokens ``[T, ...]``, sequence after sequence: sequence b is ``cu_seqlens[b] : cu_seqlens[b + 1]``.
 
-    ``cu_seqlens`` is int32 ``[B + 1]`` on the tokens' device, ``max_len`` at least the longest length and ``total`` = T, both
-    known on the host so that no shape ever has to be read back from the device.
+    ``cu_seqlens`` is int32 ``[B + 1]`` on the tokens' device, ``max_len`` at least the longest length, ``total`` = T;
+    both are known on the host, so that no shape ever has to be read back from the device.
     """
 
     cu_seqlens: Tensor
@@ -93,6 +93,16 @@ class Packed:
         """True for real tokens, bool ``[T]``: all of them."""
         return torch.ones(self.total, dtype=torch.bool, device=self.cu_seqlens.device)
 
+    @property
+    def padded_width(self) -> int:
+        """Slots L of the padded layout of these sequences; at least one, so that no batch is empty."""
+        return max(self.max_len, 1)
+
+    @cached_property
+    def padded_slots(self) -> Tensor:
+        """Row of every token in the flattened padded layout ``[B * L]``, int64 ``[T]``."""
+        return self.sequence_ids * self.padded_width + self.positions
+
     def spread(self, per_sequence: Tensor) -> Tensor:
         """Give every token the value of its sequence: ``[B]`` to ``[T]``."""
         return per_sequence[self.sequence_ids]
@@ -115,7 +125,7 @@ class PatchPositions:
 
 @dataclass(frozen=True)
 class Patches:
-    """Patches of log-mel: ``values`` ``[B, L, 256]`` or ``[T, 256]`` (pixel = 16 * frame + band) and their positions."""
+    """Patches of log-mel: ``values`` ``[B, L, 256]`` or ``[T, 256]`` (pixel = 16 * frame + band) and where they lie."""
 
     values: Tensor
     positions: PatchPositions
@@ -127,24 +137,28 @@ class Patches:
 
 
 def padded_layout(packed: Packed) -> Padded:
-    """Return the left-aligned padded layout of the same sequences; at least one slot wide, so that no batch is empty."""
-    slots = torch.arange(max(packed.max_len, 1), device=packed.cu_seqlens.device)
+    """Return the left-aligned padded layout of the same sequences."""
+    slots = torch.arange(packed.padded_width, device=packed.cu_seqlens.device)
     return Padded(slots[None, :] < packed.lengths[:, None])
-
-
-def pad(tokens: Tensor, packed: Packed) -> Tensor:
-    """Lay packed ``[T, ...]`` tokens out as ``[B, L, ...]``, zero in the padding slots; differentiable."""
-    width = max(packed.max_len, 1)
-    slots = packed.sequence_ids * width + packed.positions
-    flat = tokens.new_zeros((packed.batch_size * width, *tokens.shape[1:])).index_copy(0, slots, tokens)
-    return flat.unflatten(0, (packed.batch_size, width))
-
-
-def pack(tokens: Tensor, padded: Padded) -> Tensor:
-    """Take the valid tokens of ``[B, L, ...]``, sequence after sequence: ``[T, ...]``; differentiable."""
-    return tokens[padded.mask]
 
 
 def packed_layout(padded: Padded) -> Packed:
     """Return the packed layout of a padded batch's valid tokens; reads the lengths back to the host."""
     return Packed.from_lengths(padded.lengths.cpu(), padded.mask.device)
+
+
+def pad(tokens: Tensor, packed: Packed) -> Tensor:
+    """Lay packed ``[T, ...]`` tokens out as ``[B, L, ...]``, zero in the padding slots; differentiable."""
+    flat = tokens.new_zeros((packed.batch_size * packed.padded_width, *tokens.shape[1:]))
+    flat = flat.index_copy(0, packed.padded_slots, tokens)
+    return flat.unflatten(0, (packed.batch_size, packed.padded_width))
+
+
+def unpad(tokens: Tensor, packed: Packed) -> Tensor:
+    """Undo :func:`pad`: take the tokens of ``packed`` out of ``[B, L, ...]``: ``[T, ...]``; differentiable."""
+    return tokens.flatten(0, 1).index_select(0, packed.padded_slots)
+
+
+def pack(tokens: Tensor, padded: Padded) -> Tensor:
+    """Take the valid tokens of ``[B, L, ...]``, wherever its mask has them: ``[T, ...]``; differentiable."""
+    return tokens.flatten(0, 1).index_select(0, padded.mask.flatten().nonzero()[:, 0])

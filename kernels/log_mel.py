@@ -107,7 +107,7 @@ _dispatch = backend.register("log_mel", reference=log_mel_reference)
 
 
 def patch_values(spectrogram: Spectrogram, clip: Tensor, positions: PatchPositions) -> Tensor:
-    """Gather patches as ``[T, 256]`` (pixel = 16 * frame + band) from packed ``positions`` of clips ``clip`` ``[T]``."""
+    """Gather patches as ``[T, 256]`` (pixel = 16 * frame + band) at packed ``positions`` of clips ``clip`` ``[T]``."""
     first_frame = spectrogram.frame_offsets.to(clip.device)[clip] + positions.time * PATCH_SIDE
     side = torch.arange(PATCH_SIDE, device=clip.device)
     frames = first_frame[:, None, None] + side[None, :, None]

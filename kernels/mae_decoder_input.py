@@ -1,6 +1,7 @@
 """Input tokens of the masked autoencoder's decoder: each clip's visible tokens, then its restore tokens."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import backend
@@ -56,7 +57,7 @@ def mae_decoder_input_reference(
     width = visible.shape[-1]
 
     def position_embedding(positions: PatchPositions) -> Tensor:
-        return sincos_embedding(positions.time, width) + freq_embedding[positions.freq]
+        return sincos_embedding(positions.time, width) + F.embedding(positions.freq, freq_embedding)
 
     visible = visible + position_embedding(visible_positions)
     restore = restore_token + position_embedding(restore_positions)

@@ -25,7 +25,7 @@ class MaskedPatches:
 
 
 def keep_fraction(patch_counts: Tensor, fraction: float) -> Tensor:
-    """Number of patches kept of each clip when ``fraction`` of the valid ones stays: round(fraction * n), at least one."""
+    """Number of patches kept of each clip when ``fraction`` of its n stays: round(fraction * n), at least one."""
     kept = (patch_counts.double() * fraction + 0.5).floor().long()
     return kept.clamp_min(1).minimum(patch_counts)
 

@@ -66,7 +66,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, layout: Layout, dropout_key: DropoutKey | None = None, cache: KeyValueCache | None = None
     ) -> Tensor:
-        """Attend within each sequence; with a ``cache``, ``x`` ``[B, 1, D]`` is the next token after the cached ones."""
+        """Attend within each sequence; with a ``cache``, ``x`` ``[B, 1, D]`` is the token after the cached ones."""
         query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
         key_layout = layout
         if cache is not None:

@@ -103,13 +103,10 @@ AUDIO_TEXT_SIZES: dict[str, AudioTextConfig] = {
     "ablation": AudioTextConfig(audio=_ablation_transformer()),
     "demo": AudioTextConfig(
         audio=_demo_transformer(),
-        text=TextConfig(
-            width=96, layers=2, heads=4, mlp_width=192, vocab_size=512, max_positions=96, dropout=0.0
-        ),
+        text=TextConfig(width=96, layers=2, heads=4, mlp_width=192, vocab_size=512, max_positions=96, dropout=0.0),
         caption_layers=2,
         pool_heads=4,
         projection_width=96,
         initial_logit_scale=2.5,
     ),
 }
-

@@ -1,0 +1,82 @@
+"""Writing one shard: a USTAR tar with its wds2idx index, in the format that `shards` describes and reads."""
+
+import hashlib
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_BLOCK = tarfile.BLOCKSIZE
+
+
+class ShardWriter:
+    """One tar with its index, built clip by clip in memory-sized pieces; a context manager.
+
+    Both files appear under their names only in `commit`, complete and on disk. Times and owners are 0, so that equal
+    clips give equal bytes.
+    """
+
+    def __init__(self, tar_path: Path) -> None:
+        self._path = tar_path
+        self._unfinished = tar_path.with_suffix(".tar.tmp")
+        self._file = self._unfinished.open("wb")
+        self._sha256 = hashlib.sha256()
+        self._lines: list[str] = []
+        self.clip_digests: list[str] = []
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._unfinished.unlink(missing_ok=True)
+
+    def add(self, key: str, flac: bytes, record: dict[str, Any]) -> None:
+        """Append a clip: its FLAC bytes and its json record."""
+        text = json.dumps(record, ensure_ascii=False).encode()
+        components = []
+        for extension, data in (("flac", flac), ("json", text)):
+            name = f"{key}.{extension}"
+            offset = self._append(name, data)
+            components.append(f"{extension} {offset} {len(data)} {name}")
+        self._lines.append(" ".join(components))
+        self.clip_digests.append(hashlib.sha256(flac + text).hexdigest())
+
+    def commit(self) -> tuple[int, str]:
+        """Finish both files and give them their names; the tar's size in bytes and its SHA-256."""
+        end = self._file.tell() + 2 * _BLOCK
+        self._write(bytes(2 * _BLOCK + -end % tarfile.RECORDSIZE))
+        size = self._file.tell()
+        _sync(self._file)
+        self._file.close()
+        index = "\n".join([f"v1.2 {len(self._lines)}", *self._lines, ""])
+        write_atomically(self._path.with_suffix(".idx"), index.encode("ascii"))
+        self._unfinished.replace(self._path)
+        return size, self._sha256.hexdigest()
+
+    def _append(self, name: str, data: bytes) -> int:
+        header = tarfile.TarInfo(name)
+        header.size = len(data)
+        self._write(header.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
+        offset = self._file.tell()
+        self._write(data + bytes(-len(data) % _BLOCK))
+        return offset
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._sha256.update(data)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a whole file: a reader, and a machine that lost power, sees the old one or the new one."""
+    unfinished = path.with_name(path.name + ".tmp")
+    with unfinished.open("wb") as file:
+        file.write(data)
+        _sync(file)
+    unfinished.replace(path)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,243 @@
+"""The commands about runs: train, evaluate, embed, caption, doctor. A command's arguments are its flags."""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+
+from ..errors import InputError
+from ..kernels import backend
+from .config import RUN_CONFIGS, ContrastiveRunConfig, MaeRunConfig, Stage
+from .config_io import merge, read_toml
+from .evaluate.retrieval import evaluate_retrieval
+from .evaluate.retrieval_metrics import format_table
+from .flags import parse_flags
+from .inference import Cacophony, Method, load
+from .json_file import write_json
+from .presets import preset as preset_named
+from .run_directory import is_run, read_record
+from .trainer import train
+
+INTERRUPTED = 130  # the exit code shells give to Ctrl-C
+_DEFAULT_PRESETS: dict[Stage, str] = {"mae": "paper_stage1", "contrastive": "paper_stage2"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments:
+    """Train one stage on packed shards; every field of the configuration is a flag."""
+
+    data: Path
+    """Directory written by `cacophony pack`."""
+    out: Path
+    """Run directory to write."""
+    preset: str
+    """Named configuration to start from."""
+    config: Path | None = None
+    """TOML file with fields that replace the preset's."""
+    init: Path | None = None
+    """Stage-1 run whose weights start this one (stage 2 takes its audio encoder)."""
+    resume: bool = False
+    """Continue the run in --out; where there is none, start it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainMae(TrainArguments):
+    """Stage 1: train the audio masked autoencoder on packed shards."""
+
+    run: Annotated[MaeRunConfig, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainContrastive(TrainArguments):
+    """Stage 2: train the audio-text model (contrastive + captioning) on packed shards."""
+
+    run: Annotated[ContrastiveRunConfig, tyro.conf.arg(name="")]
+
+
+_ARGUMENTS: dict[Stage, type[TrainMae] | type[TrainContrastive]] = {"mae": TrainMae, "contrastive": TrainContrastive}
+
+
+def train_arguments(stage: Stage, argv: Sequence[str]) -> TrainMae | TrainContrastive:
+    """Parse the flags of `cacophony train STAGE`: preset, then TOML file, then flags, each over the one before.
+
+    A run that is continued starts from its own configuration instead of the preset.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset", default=None)
+    early.add_argument("--config", type=Path)
+    early.add_argument("--out", type=Path)
+    early.add_argument("--resume", action="store_true")
+    known, _ = early.parse_known_args(argv)
+    name = known.preset or _DEFAULT_PRESETS[stage]
+    defaults: Any = preset_named(stage, name)
+    if known.resume and known.out is not None and is_run(known.out):
+        record = read_record(known.out)
+        if isinstance(record.config, RUN_CONFIGS[stage]):
+            defaults = record.config
+    if known.config is not None:
+        defaults = merge(defaults, read_toml(known.config), str(known.config))
+    arguments = _ARGUMENTS[stage]
+    return parse_flags(
+        arguments,
+        f"cacophony train {stage}",
+        argv,
+        default=arguments(
+            data=tyro.MISSING, out=tyro.MISSING, preset=name, config=None, init=None, resume=False, run=defaults
+        ),
+    )
+
+
+def train_command(stage: Stage, argv: Sequence[str]) -> int:
+    """Run `cacophony train STAGE`; returns the exit code."""
+    arguments = train_arguments(stage, argv)
+    finished = train(stage, arguments.run, arguments.data, arguments.out, init=arguments.init, resume=arguments.resume)
+    if finished.stopped_by is not None:
+        print(f"stopped by {finished.stopped_by.name} after step {finished.steps}; continue with --resume")
+        return INTERRUPTED if finished.stopped_by is signal.SIGINT else 0
+    print(f"{arguments.out}: {finished.steps} steps done")
+    return 0
+
+
+def retrieval_command(
+    run: tyro.conf.Positional[Path],
+    /,
+    *,
+    data: Path,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    device: str = "auto",
+) -> int:
+    """Rank clips for captions and captions for clips: R@1/5/10 and mAP@10 in both directions.
+
+    Args:
+        run: Stage-2 run directory.
+        data: Directory written by `cacophony pack`, with captions.
+        json_file: File to write the same figures to as JSON.
+        device: cpu, cuda, …; auto takes a GPU where there is one.
+    """
+    if json_file is not None:
+        check_writable(json_file)
+    model = load(run, device=device)
+    result = evaluate_retrieval(model, data, progress=sys.stderr.isatty())
+    print(format_table(result.metrics))
+    if json_file is not None:
+        write_json(json_file, result.metrics)
+    return 0
+
+
+def embed_command(
+    run: tyro.conf.Positional[Path],
+    files: tyro.conf.Positional[tuple[Path, ...]],
+    /,
+    *,
+    out: Path,
+    device: str = "auto",
+) -> int:
+    """Embed audio files: an .npz with `audio` (float32, one unit vector a row) and `names`.
+
+    Args:
+        run: Stage-2 run directory.
+        files: Audio files, any rate and number of channels.
+        out: File to write.
+        device: cpu, cuda, …; auto takes a GPU where there is one.
+    """
+    check_files(files)
+    check_writable(out)
+    model = load(run, device=device)
+    embeddings = model.embed_audio(files)
+    temporary = out.with_name(f".{out.name}.tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, audio=embeddings, names=np.array([str(name) for name in files]))
+    temporary.replace(out)
+    print(f"{out}: {len(files)} embeddings of {embeddings.shape[1]} features")
+    return 0
+
+
+def caption_command(
+    run: tyro.conf.Positional[Path],
+    files: tyro.conf.Positional[tuple[Path, ...]],
+    /,
+    *,
+    method: Method = "sample",
+    temperature: float = 0.1,
+    beams: int = 3,
+    seed: int = 0,
+    device: str = "auto",
+) -> int:
+    """Caption audio files, one line each.
+
+    Args:
+        run: Stage-2 run directory.
+        files: Audio files, any rate and number of channels.
+        method: Draw from softmax(logits / temperature), take the likeliest token, or search with several beams.
+        temperature: Of sampling.
+        beams: Hypotheses kept by beam search.
+        seed: Of sampling.
+        device: cpu, cuda, …; auto takes a GPU where there is one.
+    """
+    check_files(files)
+    if beams < 1:
+        raise InputError(f"--beams is {beams}; expected at least 1")
+    model: Cacophony = load(run, device=device)
+    captions = model.caption(files, method=method, temperature=temperature, beams=beams, seed=seed)
+    for file, text in zip(files, captions, strict=True):
+        print(f"{file}: {text}")
+    return 0
+
+
+def doctor_command() -> int:
+    """Say what this machine and installation can do: versions, devices, optional packages, each op's path and why."""
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} CPU cores")
+    devices = [torch.device("cpu")]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        print(f"cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+        devices.append(torch.device("cuda", index))
+    if len(devices) == 1:
+        print("no CUDA device")
+    for package, purpose in (
+        ("triton", "fused kernels"),
+        ("flash-attn", "extra flash"),
+        ("xformers", "extra xformers"),
+        ("nvidia-dali-cuda130", "extra dali"),
+        ("pytest-benchmark", "extra bench"),
+    ):
+        print(f"{package} ({purpose}): {_version(package)}")
+    for device in devices:
+        print(f"ops on {device} (backend {backend.current_backend()}):")
+        for choice in backend.choices(device):
+            print(f"  {choice.op:18} {choice.path:10} {choice.reason}")
+    return 0
+
+
+def check_files(files: Sequence[Path]) -> None:
+    """Raise InputError where ``files`` is empty or names a file that is not there."""
+    if not files:
+        raise InputError("no audio file was named; expected at least one after the run directory")
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file}: no such file")
+
+
+def check_writable(path: Path) -> None:
+    """Raise InputError where a file cannot be created at ``path``."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory; expected the name of a file to write")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path.parent}: no such directory; create it first")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,230 @@
+"""What a run is: a frozen tree of settings, one class a stage.
+
+Every field can be set in a TOML file (``--config``) or on the command line (``--update.learning-rate 1e-4``); the
+resolved tree is written into the run directory. Presets that fill it are in :mod:`.presets`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..errors import InputError
+from ..kernels.backend import Backend
+from ..kernels.layout import LayoutName
+from ..models.config import AudioMAEConfig, AudioTextConfig
+
+Precision = Literal["fp32", "bf16"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingConfig:
+    """How clips reach the device."""
+
+    workers: int = 4
+    """Threads that decode audio."""
+    prefetch_batches: int = 2
+    """Batches prepared ahead of the one in use."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _require(self.workers >= 1, f"data.workers is {self.workers}; expected at least 1")
+        _require(self.prefetch_batches >= 1, f"data.prefetch_batches is {self.prefetch_batches}; expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaeDataConfig(LoadingConfig):
+    """Stage 1's input: audio only."""
+
+    crop_seconds: float = 15.0
+    """Longer clips are cropped to this many seconds, at a random place each epoch."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        _require(self.crop_seconds >= 0.2, f"data.crop_seconds is {self.crop_seconds}; expected at least 0.2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveDataConfig(LoadingConfig):
+    """Stage 2's input: clips with captions."""
+
+    tokenizer: str = "auto"
+    """A directory with a RoBERTa tokenizer or a name on the Hugging Face hub; "train" trains a byte-level BPE on the
+    packed captions; "auto" takes the hub's roberta-base, or trains one where the hub cannot be reached."""
+    max_text_tokens: int = 77
+    """Longer captions are cut to this many tokens, <s> and </s> included."""
+    synthetic_probability: float = 0.8
+    """Probability of a synthetic caption where a clip has one."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        _require(self.max_text_tokens >= 3, f"data.max_text_tokens is {self.max_text_tokens}; expected at least 3")
+        _require(
+            0.0 <= self.synthetic_probability <= 1.0,
+            f"data.synthetic_probability is {self.synthetic_probability}; expected 0 to 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaeObjectiveConfig:
+    """Masked reconstruction (paper, section III-A)."""
+
+    mask_ratio: float = 0.8
+    """Share of the patches hidden from the encoder."""
+    loss_patches: Literal["masked", "all"] = "masked"
+    """Patches whose reconstruction is scored."""
+    unbiased_variance: bool = True
+    """Divide the variance that normalises a target patch by 255 (True) or 256."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _require(0.0 < self.mask_ratio < 1.0, f"objective.mask_ratio is {self.mask_ratio}; expected 0 < ratio < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveObjectiveConfig:
+    """Contrastive + captioning (paper, section III-B, eqs. 1 to 3)."""
+
+    caption_weight: float = 1.0
+    """Weight λ of the captioning loss."""
+    caption_reduction: Literal["caption", "token"] = "caption"
+    """Average the captioning loss over each caption's tokens, then over captions, or over all tokens at once."""
+    max_patches: int = 512
+    """Clips with more patches (10.24 s are 512) are seen through a random subset of this many."""
+    halve_contrastive: bool = False
+    """Take the mean of both directions (open_clip) instead of their sum (the paper's eq. 1)."""
+    stash: Literal[0, 10] = 0
+    """What the first forward keeps for the backward: 0 keeps the inputs and computes the encoders again, so memory is
+    a micro-batch's; 10 keeps everything, so nothing is computed twice."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _require(self.caption_weight >= 0.0, f"objective.caption_weight is {self.caption_weight}; expected at least 0")
+        _require(self.max_patches >= 1, f"objective.max_patches is {self.max_patches}; expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateConfig:
+    """AdamW, its schedule, and SAM."""
+
+    learning_rate: float = 2e-4
+    """Peak learning rate, reached at the end of the warm-up."""
+    final_learning_rate: float = 1e-6
+    """Learning rate at the last step, the end of the cosine."""
+    warmup_steps: int = 10_000
+    """Steps over which the learning rate rises linearly from 0."""
+    weight_decay: float = 0.01
+    """Decoupled decay of every parameter."""
+    beta1: float = 0.9
+    """Decay of the gradient's running mean."""
+    beta2: float = 0.999
+    """Decay of the squared gradient's running mean."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    rho: float = 0.0
+    """Radius of SAM's ascent step, in the norm over all parameters; 0 trains without SAM."""
+    max_skipped_in_a_row: int = 50
+    """The run stops after this many consecutive steps whose gradient was not finite."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _require(self.rho >= 0.0, f"update.rho is {self.rho}; expected at least 0 (0 trains without SAM)")
+        _require(self.learning_rate > 0.0, f"update.learning_rate is {self.learning_rate}; expected more than 0")
+        _require(
+            0.0 <= self.final_learning_rate <= self.learning_rate,
+            f"update.final_learning_rate is {self.final_learning_rate}; expected 0 to update.learning_rate "
+            f"({self.learning_rate})",
+        )
+        _require(self.warmup_steps >= 0, f"update.warmup_steps is {self.warmup_steps}; expected at least 0")
+        _require(self.weight_decay >= 0.0, f"update.weight_decay is {self.weight_decay}; expected at least 0")
+        _require(self.eps > 0.0, f"update.eps is {self.eps}; expected more than 0")
+        _require(self.max_skipped_in_a_row >= 1, "update.max_skipped_in_a_row must be at least 1")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            _require(0.0 <= value < 1.0, f"update.{name} is {value}; expected 0 <= {name} < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Settings both stages share."""
+
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    """Optimiser and schedule."""
+    batch_size: int = 512
+    """Clips of an optimiser step, over all ranks."""
+    micro_batch_size: int = 64
+    """Clips of one forward pass on one rank; changes memory and speed, never the result beyond rounding."""
+    steps: int = 200_000
+    """Optimiser steps of the run."""
+    seed: int = 0
+    """Names every random choice of the run: weights, order, crops, masks, captions, dropout."""
+    precision: Precision = "fp32"
+    """Precision of the forward and backward pass; parameters and optimiser state are always fp32."""
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:1", …; "auto" takes a GPU where there is one."""
+    backend: Backend = "auto"
+    """Implementation of the ops: fused, reference, or fused where there is one."""
+    layout: LayoutName = "packed"
+    """Compute on packed tokens (no padding) or on padded ones."""
+    log_every_steps: int = 10
+    """Steps between two lines of the log."""
+    save_every_steps: int = 1000
+    """Steps between two checkpoints."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; older ones are deleted."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges and what must fit together."""
+        for name in ("batch_size", "micro_batch_size", "steps", "log_every_steps", "save_every_steps"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
+        _require(self.keep_checkpoints >= 1, f"keep_checkpoints is {self.keep_checkpoints}; expected at least 1")
+        _require(0 <= self.seed < 2**63, f"seed is {self.seed}; expected 0 to 2**63 - 1")
+        _require(
+            self.update.warmup_steps < self.steps,
+            f"update.warmup_steps ({self.update.warmup_steps}) must be less than steps ({self.steps})",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaeRunConfig(RunConfig):
+    """Stage 1: the audio masked autoencoder."""
+
+    model: AudioMAEConfig = field(default_factory=AudioMAEConfig)
+    """The network."""
+    data: MaeDataConfig = field(default_factory=MaeDataConfig)
+    """The input."""
+    objective: MaeObjectiveConfig = field(default_factory=MaeObjectiveConfig)
+    """The loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveRunConfig(RunConfig):
+    """Stage 2: the audio-text model."""
+
+    model: AudioTextConfig = field(default_factory=AudioTextConfig)
+    """The network."""
+    data: ContrastiveDataConfig = field(default_factory=ContrastiveDataConfig)
+    """The input."""
+    objective: ContrastiveObjectiveConfig = field(default_factory=ContrastiveObjectiveConfig)
+    """The loss."""
+
+    def __post_init__(self) -> None:
+        """Check that captions fit the position table."""
+        super().__post_init__()
+        _require(
+            self.data.max_text_tokens <= self.model.text.max_positions,
+            f"data.max_text_tokens ({self.data.max_text_tokens}) must not exceed model.text.max_positions "
+            f"({self.model.text.max_positions})",
+        )
+
+
+Stage = Literal["mae", "contrastive"]
+RUN_CONFIGS: dict[Stage, type[MaeRunConfig] | type[ContrastiveRunConfig]] = {
+    "mae": MaeRunConfig,
+    "contrastive": ContrastiveRunConfig,
+}

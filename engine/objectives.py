@@ -1,0 +1,296 @@
+"""What a stage minimises: each objective turns a batch into the gradient of the *global* batch and a report.
+
+``prepare`` computes the inputs of a step once (log-mel, patch subsets, targets); ``backward`` leaves the gradient in
+the parameters and can be called again on the same inputs, as SAM does. The trainer knows no stage.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batch import AudioTextBatch
+from ..kernels.caption_loss import caption_loss
+from ..kernels.dropout import DropoutKey
+from ..kernels.info_nce import info_nce
+from ..kernels.layout import Layout, LayoutName, Packed, Patches, pad, padded_layout
+from ..kernels.log_mel import log_mel
+from ..kernels.mae_decoder_input import interleave
+from ..kernels.patch_mask import MaskedPatches, keep_at_most, keep_fraction, patch_mask
+from ..kernels.patch_mse import patch_mse
+from ..models.audio_mae import AudioMAE
+from ..models.audio_text import AudioText
+from ..models.generate import PAD
+from .config import ContrastiveObjectiveConfig, MaeObjectiveConfig, Precision, RunConfig
+from .distributed import World
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one gradient cost and gave: losses are 0-d tensors of the global batch, the counts are this rank's."""
+
+    losses: dict[str, Tensor]
+    valid_tokens: int
+    model_flops: int
+
+
+class Objective(Protocol):
+    """A stage's loss."""
+
+    def prepare(self, batch: AudioTextBatch, step: int) -> Any:
+        """Compute what every gradient of this step shares."""
+        ...
+
+    def backward(self, model: nn.Module, inputs: Any) -> Report:
+        """Add the global batch's gradient to the parameters' ``grad``."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """How an objective computes, whatever it minimises."""
+
+    world: World
+    seed: int
+    micro_batch_size: int
+    precision: Precision
+    layout: LayoutName
+
+    @classmethod
+    def of(cls, config: RunConfig, world: World) -> "_Setting":
+        return cls(world, config.seed, config.micro_batch_size, config.precision, config.layout)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
+
+    def micro_batches(self, batch: AudioTextBatch) -> list[AudioTextBatch]:
+        size = self.micro_batch_size
+        return [batch.select(i, min(i + size, batch.num_clips)) for i in range(0, batch.num_clips, size)]
+
+
+def _backward(tensors: list[Tensor], gradients: list[Tensor | None]) -> None:
+    torch.autograd.backward(tensors, gradients)
+
+
+class MaskedReconstruction:
+    """Stage 1: restore the masked patches of a log-mel (per-patch-normalised mean squared error)."""
+
+    def __init__(self, config: MaeObjectiveConfig, run: RunConfig, world: World) -> None:
+        self.config = config
+        self.setting = _Setting.of(run, world)
+
+    def prepare(self, batch: AudioTextBatch, step: int) -> list[MaskedPatches]:
+        """Compute log-mel and the visible and masked patches of every micro-batch."""
+        setting, masked = self.setting, []
+        for micro in setting.micro_batches(batch):
+            spectrogram = log_mel(micro.wave, micro.wave_offsets)
+            keep = keep_fraction(spectrogram.patch_counts, 1.0 - self.config.mask_ratio)
+            masked.append(
+                patch_mask(
+                    spectrogram.frames,
+                    spectrogram.frame_offsets,
+                    keep,
+                    micro.sample_index,
+                    seed=setting.seed,
+                    step=step,
+                    layout=setting.layout,
+                )
+            )
+        return masked
+
+    def backward(self, model: nn.Module, inputs: list[MaskedPatches]) -> Report:
+        """Add the gradient of the loss averaged over all scored patches of the global batch."""
+        assert isinstance(model, AudioMAE)
+        world = self.setting.world
+        total = torch.zeros((), device=world.device)
+        for masked in inputs:
+            total += self._selected(masked).sum()
+        denominator = world.sum_(total)
+        loss = torch.zeros((), device=world.device)
+        valid_tokens = flops = 0
+        for masked in inputs:
+            with self.setting.autocast():
+                prediction, _ = model(masked.kept, masked.restore.positions)
+                target = self._join(masked, masked.kept.values, masked.restore.values)
+                micro_loss = patch_mse(
+                    prediction,
+                    target,
+                    self._selected(masked),
+                    denominator,
+                    unbiased=self.config.unbiased_variance,
+                )
+            _backward([micro_loss], [None])
+            loss += micro_loss.detach()
+            visible, restore = masked.kept.layout.lengths.cpu(), masked.restore.layout.lengths.cpu()
+            valid_tokens += int((2 * visible + restore).sum())
+            flops += 3 * model.flops(visible, restore)
+        world.sum_gradients_(model)
+        return Report({"loss": world.sum_(loss)}, valid_tokens, flops)
+
+    def _join(self, masked: MaskedPatches, visible: Tensor, restore: Tensor) -> Tensor:
+        return interleave(visible, restore, masked.kept.layout, masked.restore.layout)
+
+    def _selected(self, masked: MaskedPatches) -> Tensor:
+        visible, restore = masked.kept.layout.valid, masked.restore.layout.valid
+        if self.config.loss_patches == "masked":
+            visible = torch.zeros_like(visible)
+        return self._join(masked, visible, restore)
+
+
+@dataclass(frozen=True)
+class _Captions:
+    """Caption tokens of a micro-batch: ids, layout, next-token targets and the weight of each target."""
+
+    token_ids: Tensor
+    layout: Layout
+    lengths: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class _PairInputs:
+    """A micro-batch of stage 2 as the model sees it; ``audio_lengths`` (patches) and ``text.lengths`` on the host."""
+
+    audio: Patches
+    audio_lengths: Tensor
+    text: _Captions
+    dropout_key: DropoutKey
+
+
+class ContrastiveCaptioning:
+    """Stage 2: InfoNCE over all pairs of the global batch + λ · captioning, whatever the micro-batch (paper, eq. 3)."""
+
+    def __init__(self, config: ContrastiveObjectiveConfig, run: RunConfig, world: World, dropout: float) -> None:
+        self.config = config
+        self.setting = _Setting.of(run, world)
+        self.dropout = dropout
+
+    def prepare(self, batch: AudioTextBatch, step: int) -> list[_PairInputs]:
+        """Compute patches (a random subset of long clips) and caption targets of every micro-batch."""
+        setting = self.setting
+        predicted = (batch.token_lengths - 1).clamp_min(0)
+        totals = torch.stack((torch.tensor(batch.num_clips), predicted.sum())).to(setting.world.device)
+        global_clips, global_targets = setting.world.sum_(totals).tolist()
+        inputs = []
+        for micro in setting.micro_batches(batch):
+            spectrogram = log_mel(micro.wave, micro.wave_offsets)
+            keep = keep_at_most(spectrogram.patch_counts, self.config.max_patches)
+            masked = patch_mask(
+                spectrogram.frames,
+                spectrogram.frame_offsets,
+                keep,
+                micro.sample_index,
+                seed=setting.seed,
+                step=step,
+                layout=setting.layout,
+            )
+            key = DropoutKey(self.dropout, setting.seed, step, micro.sample_index)
+            captions = self._captions(micro, global_clips, global_targets)
+            inputs.append(_PairInputs(masked.kept, keep, captions, key))
+        return inputs
+
+    def _captions(self, micro: AudioTextBatch, global_clips: int, global_targets: int) -> _Captions:
+        lengths = micro.token_lengths
+        layout: Layout = Packed.from_lengths(lengths, micro.wave.device)
+        token_ids = micro.token_ids.long()
+        targets = token_ids.roll(-1)
+        predicted = (lengths - 1).clamp_min(1).to(token_ids.device)
+        if self.config.caption_reduction == "caption":
+            weights = 1.0 / (predicted.float() * global_clips)
+        else:
+            weights = torch.full_like(predicted, 1.0 / max(global_targets, 1), dtype=torch.float32)
+        is_last = layout.positions == layout.spread(layout.lengths) - 1
+        token_weights = layout.spread(weights).masked_fill(is_last, 0.0)
+        if self.setting.layout == "padded":
+            padded = padded_layout(layout)
+            token_ids = torch.where(padded.mask, pad(token_ids, layout), PAD)
+            return _Captions(token_ids, padded, lengths, pad(targets, layout), pad(token_weights, layout))
+        return _Captions(token_ids, layout, lengths, targets, token_weights)
+
+    def backward(self, model: nn.Module, inputs: list[_PairInputs]) -> Report:
+        """Add the global batch's gradient, in three passes over the micro-batches.
+
+        1. embed every micro-batch (with a graph where the stash keeps it); 2. InfoNCE over all ranks' embeddings gives
+        the gradient of each embedding; 3. embed again where nothing was kept, caption, and go backward.
+        """
+        assert isinstance(model, AudioText)
+        world, keep = self.setting.world, self.config.stash == 10
+        kept = [self._embed(model, micro) if keep else None for micro in inputs]
+        with torch.no_grad():
+            embedded = [encoded or self._embed(model, micro) for encoded, micro in zip(kept, inputs, strict=True)]
+            audio = torch.cat([encoded.audio_embedding for encoded in embedded]).float()
+            text = torch.cat([encoded.text_embedding for encoded in embedded]).float()
+            del embedded
+        contrastive, audio_gradient, text_gradient = self._contrastive_gradient(model, audio, text)
+
+        captioning = torch.zeros((), device=world.device)
+        start = 0
+        for number, micro in enumerate(inputs):
+            encoded = kept[number] or self._embed(model, micro)
+            kept[number] = None
+            rows = slice(start, start + len(encoded.audio_embedding))
+            start = rows.stop
+            micro_caption = self._caption(model, micro, encoded)
+            _backward(
+                [encoded.audio_embedding, encoded.text_embedding, micro_caption * self.config.caption_weight],
+                [
+                    audio_gradient[rows].to(encoded.audio_embedding.dtype),
+                    text_gradient[rows].to(encoded.text_embedding.dtype),
+                    None,
+                ],
+            )
+            captioning += micro_caption.detach()
+        world.sum_gradients_(model)
+        captioning = world.sum_(captioning)
+        losses = {
+            "loss": contrastive + self.config.caption_weight * captioning,
+            "contrastive": contrastive,
+            "captioning": captioning,
+            "logit_scale": model.logit_scale.value.detach().exp(),
+        }
+        valid_tokens = sum(int(m.audio_lengths.sum() + m.text.lengths.sum()) for m in inputs)
+        flops = 3 * sum(model.flops(m.audio_lengths, m.text.lengths) for m in inputs)
+        return Report(losses, valid_tokens, flops)
+
+    def _embed(self, model: AudioText, micro: _PairInputs) -> "_Encoded":
+        with self.setting.autocast():
+            audio_hidden, audio_embedding = model.encode_audio(micro.audio)
+            text_hidden, text_embedding = model.encode_text(micro.text.token_ids, micro.text.layout, micro.dropout_key)
+        return _Encoded(audio_hidden, audio_embedding, text_hidden, text_embedding)
+
+    def _caption(self, model: AudioText, micro: _PairInputs, encoded: "_Encoded") -> Tensor:
+        text = micro.text
+        with self.setting.autocast():
+            hidden = model.decode_caption(
+                encoded.text_hidden, text.layout, encoded.audio_hidden, micro.audio.layout, micro.dropout_key
+            )
+            head = model.caption_decoder.head
+            return caption_loss(hidden, head.weight, head.bias, text.targets, text.weights)
+
+    def _contrastive_gradient(self, model: AudioText, audio: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss over all ranks' pairs and the gradients of this rank's ``[n, P]`` embeddings."""
+        world, scale = self.setting.world, model.logit_scale.value
+        all_audio = world.gather(audio).requires_grad_()
+        all_text = world.gather(text).requires_grad_()
+        loss = info_nce(all_audio, all_text, scale, halved=self.config.halve_contrastive)
+        audio_gradient, text_gradient, scale_gradient = torch.autograd.grad(loss, (all_audio, all_text, scale))
+        # Every rank computes the same gradient of the scale; the sum over ranks must give it once.
+        scale_gradient = scale_gradient / world.size
+        scale.grad = scale_gradient if scale.grad is None else scale.grad + scale_gradient
+        mine = slice(world.rank * len(audio), (world.rank + 1) * len(audio))
+        return loss.detach(), audio_gradient[mine], text_gradient[mine]
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Hidden states and unit embeddings ``[b, P]`` of a micro-batch."""
+
+    audio_hidden: Tensor
+    audio_embedding: Tensor
+    text_hidden: Tensor
+    text_embedding: Tensor

@@ -1,0 +1,88 @@
+"""A run directory: what it holds, how it begins, and how it may be continued.
+
+``config.json`` (stage, resolved configuration, data, versions), ``log.jsonl``, ``tensorboard/``, ``loss.png``,
+``tokenizer/`` (stage 2) and ``checkpoints/``.
+"""
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+from .config import RUN_CONFIGS, ContrastiveRunConfig, MaeRunConfig, RunConfig, Stage
+from .config_io import difference, from_dict, read_json, to_dict
+from .json_file import write_json
+
+CONFIG_FILE = "config.json"
+TOKENIZER_DIRECTORY = "tokenizer"
+
+# Fields that change how a run computes or reports, never what: they may differ when it is continued.
+CHANGEABLE_ON_RESUME = frozenset(
+    {"data.workers", "data.prefetch_batches", "device", "log_every_steps", "save_every_steps", "keep_checkpoints"}
+)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What ``config.json`` says about a run."""
+
+    stage: Stage
+    config: MaeRunConfig | ContrastiveRunConfig
+    data: str
+    data_fingerprint: str
+    init: str | None
+
+
+def is_run(path: Path) -> bool:
+    """Whether ``path`` is a run directory."""
+    return (path / CONFIG_FILE).is_file()
+
+
+def read_record(run: Path) -> RunRecord:
+    """Read the record of a run directory; raises InputError where ``run`` is none or is damaged."""
+    if not is_run(run):
+        raise InputError(f"{run}: is not a run directory; expected one written by `cacophony train`")
+    path = run / CONFIG_FILE
+    raw = read_json(path)
+    stage = raw.get("stage")
+    if stage not in RUN_CONFIGS:
+        raise InputError(f"{path}: stage is {stage!r}, expected mae or contrastive")
+    config = from_dict(RUN_CONFIGS[stage], raw.get("config"), str(path))
+    return RunRecord(
+        stage, config, str(raw.get("data")), str(raw.get("data_fingerprint")), raw.get("init") and str(raw["init"])
+    )
+
+
+def write_record(run: Path, record: RunRecord) -> None:
+    """Create the run directory with its ``config.json``."""
+    run.mkdir(parents=True, exist_ok=True)
+    raw: dict[str, Any] = {
+        "stage": record.stage,
+        "config": to_dict(record.config),
+        "data": record.data,
+        "data_fingerprint": record.data_fingerprint,
+        "init": record.init,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+    write_json(run / CONFIG_FILE, raw)
+
+
+def check_new(run: Path) -> None:
+    """Raise InputError where ``run`` exists and is not an empty directory."""
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise InputError(f"{run}: is not empty; choose another --out, or continue the run there with --resume")
+
+
+def check_resumable(run: Path, asked: RunConfig, record: RunRecord, stage: Stage) -> None:
+    """Raise InputError where continuing ``run`` as ``asked`` would make it another run than its ``record`` says."""
+    if record.stage != stage:
+        raise InputError(f"{run}: is a {record.stage} run; it cannot be continued as {stage}")
+    for name, (old, new) in difference(record.config, asked).items():
+        if name not in CHANGEABLE_ON_RESUME:
+            raise InputError(
+                f"{run}: was started with {name} = {old} and cannot be continued with {new}; "
+                "leave it out, or start a new run in another --out"
+            )

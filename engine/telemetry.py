@@ -1,0 +1,151 @@
+"""What a run says while it runs: JSON lines, TensorBoard, a progress line on the terminal, the loss-curve picture."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from .figures import loss_curves
+
+LOG_FILE = "log.jsonl"
+
+# Dense bf16 peak, FLOP/s, by a part of the device's name (NVIDIA data sheets, SXM parts).
+_PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+
+_PLOTTED = ("loss", "contrastive", "captioning", "learning_rate")
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 peak of ``device`` in FLOP/s, None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in _PEAK_FLOPS.items() if part in name), None)
+
+
+class Meter:
+    """Rates between two lines of the log: clips, valid tokens, model FLOPs and the share of time spent on data."""
+
+    def __init__(self, device: torch.device, world_size: int) -> None:
+        self.peak = peak_flops(device)
+        self.world_size = world_size
+        self._clear(0.0)
+
+    def _clear(self, loader_wait: float) -> None:
+        self.started = time.perf_counter()
+        self.wait_before = loader_wait
+        self.clips = self.tokens = self.flops = 0
+
+    def add(self, clips: int, valid_tokens: int, model_flops: int) -> None:
+        """Count one step of this rank."""
+        self.clips += clips
+        self.tokens += valid_tokens
+        self.flops += model_flops
+
+    def rates(self, loader_wait: float) -> dict[str, float]:
+        """Return the rates of all ranks since the last call; ``loader_wait`` is the loader's total wait in seconds."""
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        rates = {
+            "clips_per_s": self.clips * self.world_size / seconds,
+            "tokens_per_s": self.tokens * self.world_size / seconds,
+            "model_tflops_per_s": self.flops * self.world_size / seconds / 1e12,
+            "data_wait_share": min((loader_wait - self.wait_before) / seconds, 1.0),
+        }
+        if self.peak:
+            rates["mfu"] = self.flops / seconds / self.peak
+        self._clear(loader_wait)
+        return rates
+
+
+class RunLog:
+    """Writes a run's log; continuing a run drops what was logged after the checkpoint it continues from."""
+
+    def __init__(self, run: Path, title: str, steps: int, first_step: int) -> None:
+        self.path = run / LOG_FILE
+        self.picture = run / "loss.png"
+        self.title = title
+        self.records = [r for r in read_log(run) if r["step"] <= first_step] if first_step else []
+        _replace_lines(self.path, self.records)
+        self.file: TextIO = self.path.open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.progress.add_task(title, total=steps, completed=first_step, note="")
+        self.progress.start()
+
+    def say(self, message: str) -> None:
+        """Print a line beside the progress bar."""
+        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+    def advance(self, step: int) -> None:
+        """Show that ``step`` steps are done."""
+        self.progress.update(self.task, completed=step)
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Log one line; ``record["step"]`` counts the steps done."""
+        self.records.append(record)
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        for name, value in record.items():
+            if name != "step" and isinstance(value, int | float):
+                self.board.add_scalar(name, value, record["step"])
+        note = _note(record)
+        self.progress.update(self.task, note=note)
+        if not self.console.is_terminal:
+            self.say(f"{self.title} step {record['step']}: {note}")
+
+    def draw(self) -> None:
+        """Draw the loss curves so far."""
+        if self.records:
+            series = {name: [r[name] for r in self.records] for name in _PLOTTED if name in self.records[0]}
+            loss_curves(self.picture, [r["step"] for r in self.records], series, self.title)
+
+    def close(self) -> None:
+        """Draw the curves and close every file."""
+        self.progress.stop()
+        self.draw()
+        self.file.close()
+        self.board.close()
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's log; a line cut off by a kill is left out."""
+    path = run / LOG_FILE
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            print(f"{path}: dropped a line that was cut off", file=sys.stderr)
+    return records
+
+
+def _replace_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    temporary.rename(path)
+
+
+def _note(record: dict[str, Any]) -> str:
+    parts = [f"loss {record['loss']:.4g}", f"{record['clips_per_s']:.0f} clips/s"]
+    parts.append(f"{record['tokens_per_s']:.0f} tokens/s")
+    if "mfu" in record:
+        parts.append(f"MFU {record['mfu']:.1%}")
+    parts.append(f"data wait {record['data_wait_share']:.0%}")
+    if record["skipped_steps"]:
+        parts.append(f"{record['skipped_steps']} skipped")
+    return ", ".join(parts)

@@ -1,0 +1,295 @@
+"""The training loop: the same for every stage; a run killed at any moment continues bit-identically."""
+
+import os
+import signal
+import threading
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data.loader import Loader, LoaderConfig
+from ..data.shards import Shards
+from ..data.tokens import CaptionTokenizer, resolve_tokenizer
+from ..errors import InputError, RunError
+from ..kernels import backend
+from ..models.audio_mae import AudioMAE
+from ..models.audio_text import AudioText
+from ..models.layers import init_weights
+from .checkpoint import (
+    MODEL_FILE,
+    OPTIMIZER_FILE,
+    checkpoints,
+    discard_unfinished,
+    latest_checkpoint,
+    load_into,
+    load_state,
+    load_tensors,
+    save_checkpoint,
+)
+from .config import ContrastiveRunConfig, MaeRunConfig, Stage
+from .distributed import World, join_world
+from .objectives import ContrastiveCaptioning, MaskedReconstruction, Objective
+from .run_directory import (
+    TOKENIZER_DIRECTORY,
+    RunRecord,
+    check_new,
+    check_resumable,
+    is_run,
+    read_record,
+    write_record,
+)
+from .telemetry import Meter, RunLog
+from .update import Updater
+
+Config = MaeRunConfig | ContrastiveRunConfig
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How :func:`train` ended: steps done, and the signal that stopped it early, if any."""
+
+    steps: int
+    stopped_by: signal.Signals | None
+
+
+def train(
+    stage: Stage, config: Config, data: Path, out: Path, *, init: Path | None = None, resume: bool = False
+) -> Finished:
+    """Train a run in directory ``out`` on the shards in ``data``.
+
+    ``init`` is a stage-1 run whose weights start this one (stage 2 takes its audio encoder). ``resume`` continues
+    what is in ``out``, or starts where nothing is. Raises InputError before anything is written where the input is
+    wrong, RunError where the gradient stays non-finite.
+    """
+    continued = resume and is_run(out)
+    if continued:
+        record = read_record(out)
+        check_resumable(out, config, record, stage)
+        init = Path(record.init) if record.init else None
+    else:
+        check_new(out)
+    world = join_world(config.device)
+    try:
+        if config.batch_size % world.size:
+            raise InputError(
+                f"batch_size {config.batch_size} is not divisible by {world.size} ranks; change batch_size"
+            )
+        with Shards.open(data) as shards, backend.use_backend(config.backend):
+            return _train(stage, config, shards, data, out, init, continued, world)
+    finally:
+        world.close()
+
+
+def build_model(config: Config) -> AudioMAE | AudioText:
+    """Build the network of a run on the host, its weights uninitialised."""
+    if isinstance(config, MaeRunConfig):
+        return AudioMAE(config.model)
+    return AudioText(config.model)
+
+
+def _train(
+    stage: Stage,
+    config: Config,
+    shards: Shards,
+    data: Path,
+    out: Path,
+    init: Path | None,
+    continued: bool,
+    world: World,
+) -> Finished:
+    tokenizer, tokenizer_note = _tokenizer(config, shards, out if continued else None)
+    loader = Loader(shards, _loader_config(config), tokenizer, world.rank, world.size)
+    model = build_model(config)
+    if not (continued and checkpoints(out)):
+        init_weights(model, config.seed)
+        if init is not None:
+            _load_stage1(model, init)
+    model = model.to(world.device)
+    updater = Updater(model, config.update, config.steps)
+    first_step = _restore(out, model, updater, loader) if continued and checkpoints(out) else 0
+
+    if world.is_main:
+        record = RunRecord(stage, config, str(data), shards.fingerprint, str(init) if init else None)
+        write_record(out, record)
+        discard_unfinished(out)
+        if tokenizer is not None:
+            tokenizer.save(out / TOKENIZER_DIRECTORY)
+    world.barrier()
+    log = RunLog(out, stage, config.steps, first_step) if world.is_main else None
+    try:
+        if log:
+            _introduce(log, config, model, world, tokenizer_note, first_step)
+        return _loop(config, _objective(config, world), loader, updater, out, first_step, world, log)
+    finally:
+        loader.close()
+        if log:
+            log.close()
+
+
+def _loop(
+    config: Config,
+    objective: Objective,
+    loader: Loader,
+    updater: Updater,
+    out: Path,
+    first_step: int,
+    world: World,
+    log: RunLog | None,
+) -> Finished:
+    def save(step: int) -> None:
+        if world.is_main:
+            state = {
+                "step": step,
+                "loader": loader.state_dict(),
+                "skipped": updater.counters.skipped,
+                "skipped_in_a_row": updater.counters.skipped_in_a_row,
+            }
+            tensors = updater.state_tensors()
+            save_checkpoint(out, step, updater.model, tensors, state, keep=config.keep_checkpoints)
+        if log:
+            log.draw()
+        world.barrier()
+
+    saved_step = first_step
+    meter = Meter(world.device, world.size)
+    with StopRequest() as stop:
+        for step in range(first_step, config.steps):
+            batch = next(loader).to(world.device)
+            inputs = objective.prepare(batch, step)
+            report, outcome = updater.update(step, lambda inputs=inputs: objective.backward(updater.model, inputs))
+            done = step + 1
+            gradients = outcome.gradients
+            meter.add(batch.num_clips, report.valid_tokens * gradients, report.model_flops * gradients)
+            if log:
+                log.advance(done)
+                if done % config.log_every_steps == 0 or done == config.steps:
+                    line = {name: float(value) for name, value in report.losses.items()}
+                    if outcome.sam_loss is not None:
+                        line["sam_loss"] = float(outcome.sam_loss)
+                    line |= {
+                        "learning_rate": outcome.learning_rate,
+                        "gradient_norm": outcome.gradient_norm,
+                        "skipped_steps": updater.counters.skipped,
+                    }
+                    log.record({"step": done} | line | meter.rates(loader.wait_seconds))
+            if updater.counters.skipped_in_a_row >= config.update.max_skipped_in_a_row:
+                raise RunError(
+                    f"the gradient was not finite for {updater.counters.skipped_in_a_row} steps in a row; the newest "
+                    f"checkpoint is of step {saved_step}. Lower update.learning_rate or check the data"
+                )
+            stopping = world.any(stop.received is not None) if world.size > 1 else stop.received is not None
+            if done % config.save_every_steps == 0 or done == config.steps or stopping:
+                save(done)
+                saved_step = done
+            if stopping and done < config.steps:
+                return Finished(done, stop.received or signal.SIGTERM)
+    return Finished(config.steps, None)
+
+
+class StopRequest:
+    """Turns the first SIGTERM or SIGINT into a request the loop reads after its step; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._old: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        """Install the handlers (in the main thread; elsewhere signals stay as they are)."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Put the old handlers back."""
+        self._restore()
+
+    def _receive(self, number: int, frame: types.FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._old.clear()
+
+
+def _loader_config(config: Config) -> LoaderConfig:
+    text = config.data if isinstance(config, ContrastiveRunConfig) else None
+    return LoaderConfig(
+        batch_size=config.batch_size,
+        crop_seconds=config.data.crop_seconds if isinstance(config, MaeRunConfig) else None,
+        max_text_tokens=text.max_text_tokens if text else None,
+        synthetic_probability=text.synthetic_probability if text else 0.0,
+        seed=config.seed,
+        workers=config.data.workers,
+        prefetch_batches=config.data.prefetch_batches,
+    )
+
+
+def _objective(config: Config, world: World) -> Objective:
+    if isinstance(config, MaeRunConfig):
+        return MaskedReconstruction(config.objective, config, world)
+    return ContrastiveCaptioning(config.objective, config, world, config.model.text.dropout)
+
+
+def _tokenizer(config: Config, shards: Shards, continued_run: Path | None) -> tuple[CaptionTokenizer | None, str]:
+    if not isinstance(config, ContrastiveRunConfig):
+        return None, ""
+    if not shards.has_captions:
+        raise InputError("the shards have no captions, stage 2 needs them: pack with --captions captions.csv")
+    if continued_run is not None and (continued_run / TOKENIZER_DIRECTORY).is_dir():
+        return CaptionTokenizer.load(continued_run / TOKENIZER_DIRECTORY), "tokenizer: the run's own"
+    return resolve_tokenizer(config.data.tokenizer, shards.captions(), config.model.text.vocab_size)
+
+
+def _load_stage1(model: AudioMAE | AudioText, init: Path) -> None:
+    record = read_record(init)
+    if record.stage != "mae":
+        raise InputError(f"{init}: is a {record.stage} run; --init expects a stage-1 run (cacophony train mae)")
+    path = latest_checkpoint(init) / MODEL_FILE
+    tensors = load_tensors(path)
+    if isinstance(model, AudioMAE):
+        load_into(model, tensors, path)
+        return
+    encoder = {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
+    load_into(model.audio_encoder, encoder, path)
+
+
+def _restore(out: Path, model: nn.Module, updater: Updater, loader: Loader) -> int:
+    checkpoint = latest_checkpoint(out)
+    state = load_state(checkpoint)
+    load_into(model, load_tensors(checkpoint / MODEL_FILE), checkpoint / MODEL_FILE)
+    updater.load_state_tensors(load_tensors(checkpoint / OPTIMIZER_FILE), checkpoint / OPTIMIZER_FILE)
+    try:
+        updater.counters.skipped = int(state["skipped"])
+        updater.counters.skipped_in_a_row = int(state["skipped_in_a_row"])
+        loader.load_state_dict(state["loader"])
+        return int(state["step"])
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{checkpoint}: state.json is damaged ({error!r}); delete this checkpoint to use an older one"
+        ) from None
+
+
+def _introduce(
+    log: RunLog, config: Config, model: nn.Module, world: World, tokenizer_note: str, first_step: int
+) -> None:
+    parameters = sum(p.numel() for p in model.parameters())
+    log.say(
+        f"{parameters / 1e6:.2f} M parameters, batch {config.batch_size} on {world.size} x {world.device}, "
+        f"{config.precision}, {config.layout} layout, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    )
+    paths = backend.choices(world.device)
+    for path in ("fused", "reference"):
+        names = [choice.op for choice in paths if choice.path == path]
+        if names:
+            log.say(f"{path} path: {', '.join(names)}")
+    if tokenizer_note:
+        log.say(tokenizer_note)
+    if first_step:
+        log.say(f"continuing from step {first_step}")
