@@ -1,6 +1,7 @@
 """The front door: composes the commands of engine and data; `cacophony …`, `python -m cacophony …`."""
 
 import difflib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -46,6 +47,10 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 (the run failed), 2 (the input was wrong), 130 (Ctrl-C)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A caption or file name must not crash a terminal that is not UTF-8.
+            stream.reconfigure(errors="replace")
     try:
         if not words or words[0] in ("-h", "--help"):
             return _help()
@@ -53,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(rest)
     except InputError as error:
         return _complain(error, 2)
+    except OSError as error:
+        return _complain(f"{error}; check the path, its permissions and the free space", 2)
     except RunError as error:
         return _complain(error, 1)
     except KeyboardInterrupt:
@@ -72,7 +79,7 @@ def _find(words: list[str]) -> tuple[Command, list[str]]:
 
 
 def _help() -> int:
-    print("usage: cacophony COMMAND …    (`cacophony COMMAND --help` explains one)\n")
+    print("usage: cacophony COMMAND ...    (`cacophony COMMAND --help` explains one)\n")
     for name, (summary, _) in _COMMANDS.items():
         print(f"  {name:20} {summary}")
     return 0

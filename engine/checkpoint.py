@@ -21,6 +21,8 @@ MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 
+Shape = tuple[int, ...]
+
 
 def checkpoints(run: Path) -> list[Path]:
     """Return the run's checkpoint directories, oldest first."""
@@ -60,23 +62,24 @@ def save_checkpoint(
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
-        if final.exists():
-            shutil.rmtree(final)
         temporary.rename(final)
         _sync(final.parent)
+        for old in checkpoints(run)[:-keep]:
+            # Renamed first: a kill while files disappear must not leave half a checkpoint under a whole one's name.
+            hidden = old.with_name(f".{old.name}.tmp")
+            old.rename(hidden)
+            shutil.rmtree(hidden)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(
             f"{final}: the checkpoint could not be written ({error}); the previous one is still valid. "
             "Free some space and continue with --resume"
         ) from None
-    for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
     return final
 
 
 def discard_unfinished(run: Path) -> None:
-    """Delete what a killed :func:`save_checkpoint` left under a temporary name."""
+    """Delete what a killed :func:`save_checkpoint` left under temporary names."""
     for leftover in (run / "checkpoints").glob(".step-*.tmp"):
         shutil.rmtree(leftover)
 
@@ -100,17 +103,21 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) ->
 
     Raises InputError that names the first tensor that is missing, unexpected or of another shape.
     """
-    own = module.state_dict()
-    for name, parameter in own.items():
-        if name not in tensors:
-            raise InputError(f"{source}: tensor {name} is missing; is this a checkpoint of another model or stage?")
-        found, expected = tuple(tensors[name].shape), tuple(parameter.shape)
-        if found != expected:
-            raise InputError(f"{source}: tensor {name} has shape {found}, the model expects {expected}")
-    for name in tensors:
-        if name not in own:
-            raise InputError(f"{source}: tensor {name} is not in the model; is this a checkpoint of another model?")
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    check_tensors(found, {name: tuple(own.shape) for name, own in module.state_dict().items()}, source)
     module.load_state_dict(dict(tensors))
+
+
+def check_tensors(found: Mapping[str, Shape], expected: Mapping[str, Shape], source: Path) -> None:
+    """Raise InputError that names the first tensor that is missing, unexpected or of another shape."""
+    for name, shape in expected.items():
+        if name not in found:
+            raise InputError(f"{source}: tensor {name} is missing; is this a checkpoint of another model or stage?")
+        if found[name] != shape:
+            raise InputError(f"{source}: tensor {name} has shape {found[name]}, the model expects {shape}")
+    for name in found:
+        if name not in expected:
+            raise InputError(f"{source}: tensor {name} is not in the model; is this a checkpoint of another model?")
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

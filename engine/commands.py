@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import tyro
 
+from ..data.audio import printable
 from ..errors import InputError
 from ..kernels import backend
 from .config import RUN_CONFIGS, ContrastiveRunConfig, MaeRunConfig, Stage
@@ -185,12 +186,10 @@ def caption_command(
         device: cpu, cuda, …; auto takes a GPU where there is one.
     """
     check_files(files)
-    if beams < 1:
-        raise InputError(f"--beams is {beams}; expected at least 1")
     model: Cacophony = load(run, device=device)
     captions = model.caption(files, method=method, temperature=temperature, beams=beams, seed=seed)
     for file, text in zip(files, captions, strict=True):
-        print(f"{file}: {text}")
+        print(printable(f"{file}: {text}"))
     return 0
 
 

@@ -4,6 +4,7 @@ Every field can be set in a TOML file (``--config``) or on the command line (``-
 resolved tree is written into the run directory. Presets that fill it are in :mod:`.presets`.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +19,11 @@ Precision = Literal["fp32", "bf16"]
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise InputError(message)
+
+
+def _require_finite(config: object, prefix: str) -> None:
+    for name, value in vars(config).items():
+        _require(not isinstance(value, float) or math.isfinite(value), f"{prefix}{name} is {value}; expected a number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +50,7 @@ class MaeDataConfig(LoadingConfig):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _require_finite(self, "data.")
         super().__post_init__()
         _require(self.crop_seconds >= 0.2, f"data.crop_seconds is {self.crop_seconds}; expected at least 0.2")
 
@@ -62,6 +69,7 @@ class ContrastiveDataConfig(LoadingConfig):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _require_finite(self, "data.")
         super().__post_init__()
         _require(self.max_text_tokens >= 3, f"data.max_text_tokens is {self.max_text_tokens}; expected at least 3")
         _require(
@@ -83,6 +91,7 @@ class MaeObjectiveConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _require_finite(self, "objective.")
         _require(0.0 < self.mask_ratio < 1.0, f"objective.mask_ratio is {self.mask_ratio}; expected 0 < ratio < 1")
 
 
@@ -104,6 +113,7 @@ class ContrastiveObjectiveConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _require_finite(self, "objective.")
         _require(self.caption_weight >= 0.0, f"objective.caption_weight is {self.caption_weight}; expected at least 0")
         _require(self.max_patches >= 1, f"objective.max_patches is {self.max_patches}; expected at least 1")
 
@@ -133,6 +143,7 @@ class UpdateConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _require_finite(self, "update.")
         _require(self.rho >= 0.0, f"update.rho is {self.rho}; expected at least 0 (0 trains without SAM)")
         _require(self.learning_rate > 0.0, f"update.learning_rate is {self.learning_rate}; expected more than 0")
         _require(

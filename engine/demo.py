@@ -10,12 +10,13 @@ import numpy as np
 from ..data.pack import pack
 from ..data.synthetic import Corpus, make_corpus
 from .config import ContrastiveRunConfig, MaeRunConfig, Stage
-from .evaluate.retrieval import Retrieval, evaluate_retrieval
+from .evaluate.retrieval import evaluate_retrieval
 from .evaluate.retrieval_metrics import format_table
 from .figures import embedding_map, modality_gap
 from .inference import load
 from .json_file import write_json
 from .presets import demo_stage1, demo_stage2
+from .reconstruction import draw_reconstruction
 from .run_directory import check_new
 from .trainer import train
 
@@ -61,22 +62,19 @@ def _show(out: Path, corpus: Corpus) -> None:
     print(f"\nretrieval on {result.metrics['clips']} held-out clips, whose combinations were never trained on:")
     print(format_table(result.metrics))
 
-    _draw_embeddings(out / "embeddings.png", result, corpus)
+    pictures = [out / "mae" / "loss.png", out / "contrastive" / "loss.png"]
+    pictures += [out / "reconstruction.png", out / "embeddings.png"]
+    draw_reconstruction(out / "mae", out / "test-shards", 0, pictures[2])
+    labels = [corpus.attributes[source]["source"] for source in result.sources]
+    embedding_map(pictures[3], result.audio_embeddings, result.text_embeddings, labels)
+    print(f"\nmodality gap {modality_gap(result.audio_embeddings, result.text_embeddings):.2f}")
     files = [result.sources[i] for i in np.linspace(0, len(result.sources) - 1, CAPTIONED_CLIPS).astype(int)]
     captions = model.caption([corpus.test_dir / file for file in files])
     print("\ncaptions of held-out clips:")
     for file, caption in zip(files, captions, strict=True):
         truth = corpus.attributes[file]
         print(f"  {file} ({', '.join(truth.values())}): {caption}")
-    print(
-        f"\npictures: {out / 'mae' / 'loss.png'}, {out / 'contrastive' / 'loss.png'}, {out / 'embeddings.png'} "
-        f"(modality gap {modality_gap(result.audio_embeddings, result.text_embeddings):.2f})"
-    )
-
-
-def _draw_embeddings(path: Path, result: Retrieval, corpus: Corpus) -> None:
-    labels = [corpus.attributes[source]["source"] for source in result.sources]
-    embedding_map(path, result.audio_embeddings, result.text_embeddings, labels)
+    print("\npictures: " + ", ".join(map(str, pictures)))
 
 
 def _timed(what: str, work: Callable[[], Any]) -> Any:

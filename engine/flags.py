@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import itertools
 import os
 import re
 import sys
@@ -45,15 +44,22 @@ def command(function: Callable[..., int], prog: str) -> Callable[[Sequence[str]]
 
 
 def _one_line(box: str) -> str:
-    """Take the message, and the nearest flag if one is offered, out of the box that tyro draws."""
-    lines = [line.strip(" │") for line in box.splitlines() if line.startswith("│")]
-    message: list[str] = []
-    for line in lines:
-        if set(line) <= {"─"}:
-            break
-        message.append(line)
-    text = " ".join(part for part in message if part)
-    for line, following in itertools.pairwise(lines):
-        if line.startswith("Perhaps you meant"):
-            return f"{text}; did you mean {re.split(r'[ ,]', following.strip())[0]}?"
-    return text
+    """Take the message, and the nearest flag if one is offered, out of the box that tyro draws.
+
+    The sections of the box are divided by rules. Where the terminal is not UTF-8 the box has no border, and its title
+    is a section of its own.
+    """
+    sections: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip(" │")
+        if text.startswith(("╭", "╰")) or (text and set(text) <= {"─", "-"}):
+            sections.append([])
+        elif text:
+            sections[-1].append(text)
+    sections = [section for section in sections if section]
+    has_border = "│" in box
+    message = " ".join(sections[0 if has_border or len(sections) == 1 else 1]) if sections else "wrong arguments"
+    for section in sections:
+        if section[0].startswith("Perhaps you meant") and len(section) > 1:
+            return f"{message}; did you mean {re.split(r'[ ,]', section[1])[0]}?"
+    return message

@@ -1,5 +1,6 @@
 """A trained model in use: embeddings of audio and text, and captions."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -88,9 +89,10 @@ class Cacophony:
         ``sample`` draws from softmax(logits / temperature) with ``seed``; ``greedy`` takes the likeliest token;
         ``beam`` keeps ``beams`` hypotheses.
         """
-        if temperature <= 0.0:
+        if not 0.0 < temperature < math.inf:
             raise InputError(f"temperature is {temperature}; expected more than 0 (greedy decoding is a method)")
-        generator = torch.Generator().manual_seed(seed)
+        if beams < 1:
+            raise InputError(f"beams is {beams}; expected at least 1")
         max_length = min(MAX_LENGTH, self.model.config.text.max_positions)
         captions: list[str] = []
         for rows in self._batches(len(audio)):
@@ -105,10 +107,10 @@ class Cacophony:
                     hidden,
                     patches.layout,
                     temperature=heat,
-                    generator=generator,
+                    seed=seed,
                     max_length=max_length,
                 )
-            captions.extend(self.tokenizer.decode(row) for row in ids.tolist())
+            captions.extend(" ".join(self.tokenizer.decode(row).split()) for row in ids.tolist())
         return captions
 
     def _batches(self, count: int) -> Iterator[list[int]]:

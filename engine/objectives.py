@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batch import AudioTextBatch
+from ..errors import InputError
 from ..kernels.caption_loss import caption_loss
 from ..kernels.dropout import DropoutKey
 from ..kernels.info_nce import info_nce
 from ..kernels.layout import Layout, LayoutName, Packed, Patches, pad, padded_layout
-from ..kernels.log_mel import log_mel
+from ..kernels.log_mel import Spectrogram, log_mel
 from ..kernels.mae_decoder_input import interleave
 from ..kernels.patch_mask import MaskedPatches, keep_at_most, keep_fraction, patch_mask
 from ..kernels.patch_mse import patch_mse
@@ -72,6 +73,13 @@ class _Setting:
         return [batch.select(i, min(i + size, batch.num_clips)) for i in range(0, batch.num_clips, size)]
 
 
+def _spectrogram(batch: AudioTextBatch) -> Spectrogram:
+    spectrogram = log_mel(batch.wave, batch.wave_offsets)
+    if bool((spectrogram.patch_counts == 0).any()):
+        raise InputError("a clip is too short for one patch (2401 samples at 16 kHz); pack again, which leaves it out")
+    return spectrogram
+
+
 def _backward(tensors: list[Tensor], gradients: list[Tensor | None]) -> None:
     torch.autograd.backward(tensors, gradients)
 
@@ -87,7 +95,7 @@ class MaskedReconstruction:
         """Compute log-mel and the visible and masked patches of every micro-batch."""
         setting, masked = self.setting, []
         for micro in setting.micro_batches(batch):
-            spectrogram = log_mel(micro.wave, micro.wave_offsets)
+            spectrogram = _spectrogram(micro)
             keep = keep_fraction(spectrogram.patch_counts, 1.0 - self.config.mask_ratio)
             masked.append(
                 patch_mask(
@@ -178,7 +186,7 @@ class ContrastiveCaptioning:
         global_clips, global_targets = setting.world.sum_(totals).tolist()
         inputs = []
         for micro in setting.micro_batches(batch):
-            spectrogram = log_mel(micro.wave, micro.wave_offsets)
+            spectrogram = _spectrogram(micro)
             keep = keep_at_most(spectrogram.patch_counts, self.config.max_patches)
             masked = patch_mask(
                 spectrogram.frames,

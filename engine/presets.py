@@ -70,7 +70,7 @@ def demo_stage1() -> MaeRunConfig:
         data=MaeDataConfig(workers=2),
         batch_size=64,
         micro_batch_size=64,
-        steps=200,
+        steps=120,
         update=UpdateConfig(learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=20),
         log_every_steps=5,
         save_every_steps=50,
@@ -82,11 +82,12 @@ def demo_stage2() -> ContrastiveRunConfig:
     return ContrastiveRunConfig(
         model=AUDIO_TEXT_SIZES["demo"],
         data=ContrastiveDataConfig(workers=2, tokenizer="train", max_text_tokens=40),
-        objective=ContrastiveObjectiveConfig(stash=10),
+        objective=ContrastiveObjectiveConfig(stash=10, max_patches=64),
         batch_size=64,
         micro_batch_size=64,
-        steps=300,
-        update=UpdateConfig(learning_rate=1.5e-3, final_learning_rate=1e-5, warmup_steps=20, rho=0.075),
+        steps=160,
+        # The paper's ρ belongs to 287 M parameters; it drowns the gradient of this model, which has under 1 M.
+        update=UpdateConfig(learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=20, rho=0.01),
         log_every_steps=5,
         save_every_steps=50,
     )

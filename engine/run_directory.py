@@ -50,7 +50,9 @@ def read_record(run: Path) -> RunRecord:
     stage = raw.get("stage")
     if stage not in RUN_CONFIGS:
         raise InputError(f"{path}: stage is {stage!r}, expected mae or contrastive")
-    config = from_dict(RUN_CONFIGS[stage], raw.get("config"), str(path))
+    if not isinstance(raw.get("config"), dict):
+        raise InputError(f"{path}: config is missing; the file is damaged")
+    config = from_dict(RUN_CONFIGS[stage], raw["config"], str(path))
     return RunRecord(
         stage, config, str(raw.get("data")), str(raw.get("data_fingerprint")), raw.get("init") and str(raw["init"])
     )
@@ -76,10 +78,12 @@ def check_new(run: Path) -> None:
         raise InputError(f"{run}: is not empty; choose another --out, or continue the run there with --resume")
 
 
-def check_resumable(run: Path, asked: RunConfig, record: RunRecord, stage: Stage) -> None:
-    """Raise InputError where continuing ``run`` as ``asked`` would make it another run than its ``record`` says."""
+def check_resumable(run: Path, record: RunRecord, stage: Stage, asked: RunConfig, init: Path | None) -> None:
+    """Raise InputError where continuing ``run`` as asked would make it another run than its ``record`` says."""
     if record.stage != stage:
         raise InputError(f"{run}: is a {record.stage} run; it cannot be continued as {stage}")
+    if init is not None and str(init) != record.init:
+        raise InputError(f"{run}: was started with --init {record.init} and cannot be continued with {init}")
     for name, (old, new) in difference(record.config, asked).items():
         if name not in CHANGEABLE_ON_RESUME:
             raise InputError(

@@ -1,8 +1,11 @@
 """What a run says while it runs: JSON lines, TensorBoard, a progress line on the terminal, the loss-curve picture."""
 
+import contextlib
 import json
+import math
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -73,7 +76,7 @@ class RunLog:
         self.records = [r for r in read_log(run) if r["step"] <= first_step] if first_step else []
         _replace_lines(self.path, self.records)
         self.file: TextIO = self.path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
         self.console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -85,7 +88,7 @@ class RunLog:
             disable=not self.console.is_terminal,
         )
         self.task = self.progress.add_task(title, total=steps, completed=first_step, note="")
-        self.progress.start()
+        self.drawn = 0
 
     def say(self, message: str) -> None:
         """Print a line beside the progress bar."""
@@ -95,31 +98,46 @@ class RunLog:
         """Show that ``step`` steps are done."""
         self.progress.update(self.task, completed=step)
 
-    def record(self, record: dict[str, Any]) -> None:
-        """Log one line; ``record["step"]`` counts the steps done."""
-        self.records.append(record)
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
-        for name, value in record.items():
-            if name != "step" and isinstance(value, int | float):
-                self.board.add_scalar(name, value, record["step"])
+    def record(self, record: Mapping[str, float]) -> None:
+        """Log one line; ``record["step"]`` counts the steps done. A value that is not finite is logged as null."""
         note = _note(record)
+        line = {name: value if math.isfinite(value) else None for name, value in record.items()}
+        self.records.append(line)
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        for name, value in line.items():
+            if name != "step" and value is not None:
+                self.board.add_scalar(name, value, record["step"])
         self.progress.update(self.task, note=note)
         if not self.console.is_terminal:
             self.say(f"{self.title} step {record['step']}: {note}")
 
     def draw(self) -> None:
-        """Draw the loss curves so far."""
-        if self.records:
-            series = {name: [r[name] for r in self.records] for name in _PLOTTED if name in self.records[0]}
-            loss_curves(self.picture, [r["step"] for r in self.records], series, self.title)
+        """Draw the loss curves so far, if there is anything new."""
+        if len(self.records) == self.drawn:
+            return
+        series = {
+            name: [math.nan if r[name] is None else r[name] for r in self.records]
+            for name in _PLOTTED
+            if name in self.records[0]
+        }
+        loss_curves(self.picture, [r["step"] for r in self.records], series, self.title)
+        self.drawn = len(self.records)
 
-    def close(self) -> None:
-        """Draw the curves and close every file."""
+    def __enter__(self) -> "RunLog":
+        """Show the progress bar."""
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Draw the curves and close every file; what ended the run is not hidden by a disk that is full."""
         self.progress.stop()
-        self.draw()
-        self.file.close()
-        self.board.close()
+        with contextlib.ExitStack() as cleanup:
+            if kind is not None:
+                cleanup.enter_context(contextlib.suppress(OSError))
+            cleanup.callback(self.board.close)
+            cleanup.callback(self.file.close)
+            self.draw()
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -140,7 +158,7 @@ def _replace_lines(path: Path, records: list[dict[str, Any]]) -> None:
     temporary.rename(path)
 
 
-def _note(record: dict[str, Any]) -> str:
+def _note(record: Mapping[str, float]) -> str:
     parts = [f"loss {record['loss']:.4g}", f"{record['clips_per_s']:.0f} clips/s"]
     parts.append(f"{record['tokens_per_s']:.0f} tokens/s")
     if "mfu" in record:

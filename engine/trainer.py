@@ -1,12 +1,10 @@
 """The training loop: the same for every stage; a run killed at any moment continues bit-identically."""
 
+import contextlib
 import os
 import signal
-import threading
-import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +20,7 @@ from ..models.layers import init_weights
 from .checkpoint import (
     MODEL_FILE,
     OPTIMIZER_FILE,
+    STATE_FILE,
     checkpoints,
     discard_unfinished,
     latest_checkpoint,
@@ -42,6 +41,7 @@ from .run_directory import (
     read_record,
     write_record,
 )
+from .stop_request import StopRequest
 from .telemetry import Meter, RunLog
 from .update import Updater
 
@@ -65,13 +65,13 @@ def train(
     what is in ``out``, or starts where nothing is. Raises InputError before anything is written where the input is
     wrong, RunError where the gradient stays non-finite.
     """
-    continued = resume and is_run(out)
-    if continued:
-        record = read_record(out)
-        check_resumable(out, config, record, stage)
+    record = read_record(out) if resume and is_run(out) else None
+    if record is not None:
+        check_resumable(out, record, stage, config, init)
         init = Path(record.init) if record.init else None
     else:
         check_new(out)
+    # Joining waits for all ranks: every one has looked at ``out`` before the first writes to it.
     world = join_world(config.device)
     try:
         if config.batch_size % world.size:
@@ -79,7 +79,9 @@ def train(
                 f"batch_size {config.batch_size} is not divisible by {world.size} ranks; change batch_size"
             )
         with Shards.open(data) as shards, backend.use_backend(config.backend):
-            return _train(stage, config, shards, data, out, init, continued, world)
+            if record is not None and record.data_fingerprint != shards.fingerprint:
+                raise InputError(f"{data}: is not the data that {out} was started with ({record.data})")
+            return _train(stage, config, shards, data, out, init, record is not None, world)
     finally:
         world.close()
 
@@ -119,15 +121,12 @@ def _train(
         if tokenizer is not None:
             tokenizer.save(out / TOKENIZER_DIRECTORY)
     world.barrier()
-    log = RunLog(out, stage, config.steps, first_step) if world.is_main else None
-    try:
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(loader.close)
+        log = cleanup.enter_context(RunLog(out, stage, config.steps, first_step)) if world.is_main else None
         if log:
             _introduce(log, config, model, world, tokenizer_note, first_step)
         return _loop(config, _objective(config, world), loader, updater, out, first_step, world, log)
-    finally:
-        loader.close()
-        if log:
-            log.close()
 
 
 def _loop(
@@ -190,34 +189,6 @@ def _loop(
     return Finished(config.steps, None)
 
 
-class StopRequest:
-    """Turns the first SIGTERM or SIGINT into a request the loop reads after its step; a second one acts at once."""
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self._old: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        """Install the handlers (in the main thread; elsewhere signals stay as they are)."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Put the old handlers back."""
-        self._restore()
-
-    def _receive(self, number: int, frame: types.FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-        self._old.clear()
-
-
 def _loader_config(config: Config) -> LoaderConfig:
     text = config.data if isinstance(config, ContrastiveRunConfig) else None
     return LoaderConfig(
@@ -270,9 +241,11 @@ def _restore(out: Path, model: nn.Module, updater: Updater, loader: Loader) -> i
         updater.counters.skipped_in_a_row = int(state["skipped_in_a_row"])
         loader.load_state_dict(state["loader"])
         return int(state["step"])
-    except (KeyError, TypeError) as error:
+    except InputError as error:
+        raise InputError(f"{checkpoint / STATE_FILE}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{checkpoint}: state.json is damaged ({error!r}); delete this checkpoint to use an older one"
+            f"{checkpoint / STATE_FILE}: is damaged ({error!r}); delete this checkpoint to use an older one"
         ) from None
 
 

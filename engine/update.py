@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from .checkpoint import check_tensors
 from .config import UpdateConfig
 from .objectives import Report
 
@@ -23,8 +23,9 @@ def learning_rate(step: int, steps: int, config: UpdateConfig) -> float:
     """Learning rate of optimiser step ``step`` (from 0) of ``steps``: linear warm-up, then a cosine to the floor."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(steps - 1 - config.warmup_steps, 1)
-    swing = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+    cosine_steps = steps - 1 - config.warmup_steps
+    progress = (step - config.warmup_steps) / cosine_steps if cosine_steps else 1.0
+    swing = 0.5 * (1.0 + math.cos(math.pi * progress))
     return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * swing
 
 
@@ -129,16 +130,22 @@ class Updater:
         return state
 
     def load_state_tensors(self, state: dict[str, Tensor], source: Path) -> None:
-        """Restore what :meth:`state_tensors` returned; raises InputError that names a tensor of another shape."""
-        for name, parameter in self.model.named_parameters():
-            entry = {key: state[f"{key}.{name}"] for key in _ADAMW_STATE if f"{key}.{name}" in state}
-            for key, value in entry.items():
-                expected = () if key == "step" else tuple(parameter.shape)
-                if tuple(value.shape) != expected:
-                    raise InputError(
-                        f"{source}: tensor {key}.{name} has shape {tuple(value.shape)}, the model expects {expected}"
-                    )
-            if entry:
+        """Restore what :meth:`state_tensors` returned, for every parameter or (before the first update) none.
+
+        Raises InputError that names a tensor that is missing, unexpected or of another shape.
+        """
+        if not state:
+            return
+        parameters = dict(self.model.named_parameters())
+        expected = {
+            f"{key}.{name}": () if key == "step" else tuple(parameter.shape)
+            for name, parameter in parameters.items()
+            for key in _ADAMW_STATE
+        }
+        check_tensors({name: tuple(tensor.shape) for name, tensor in state.items()}, expected, source)
+        for name, parameter in parameters.items():
+            self.optimizer.state[parameter] = {
                 # AdamW keeps its step count on the host.
-                device = {"step": torch.device("cpu")}
-                self.optimizer.state[parameter] = {k: v.to(device.get(k, parameter.device)) for k, v in entry.items()}
+                key: state[f"{key}.{name}"].to("cpu" if key == "step" else parameter.device)
+                for key in _ADAMW_STATE
+            }

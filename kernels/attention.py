@@ -24,8 +24,9 @@ def attention(
 
     ``query`` ``[B, Lq, H, d]`` or ``[Tq, H, d]``, ``key`` and ``value`` likewise with their own layout; the result has
     the query's shape. Keys of padding slots get no weight; where a sequence has no valid key at all, every slot gets
-    the same weight (padded layout), so the result stays finite. ``causal`` aligns the last query with the last key,
-    so that a cached prefix of keys needs no argument. Padding queries are computed; their values mean nothing.
+    the same weight (padded layout), so the result stays finite. ``causal`` aligns the last query slot with the last
+    key slot, so that a cached prefix of keys needs no argument (padded layout; packed sequences must have as many
+    queries as keys). Padding queries are computed; their values mean nothing. Raises ValueError for mixed layouts.
     """
     return _dispatch(query, key, value, query_layout, key_layout, causal=causal, dropout=dropout)
 
@@ -42,6 +43,8 @@ def attention_reference(
 ) -> Tensor:
     """Compute :func:`attention` through the full score matrix; packed sequences are padded around it."""
     if isinstance(query_layout, Packed) and isinstance(key_layout, Packed):
+        if causal and query_layout.total != key_layout.total:
+            raise ValueError("attention: causal attention over packed sequences takes the same layout for both sides")
         padded_query, padded_key = padded_layout(query_layout), padded_layout(key_layout)
         out = attention_reference(
             pad(query, query_layout),
@@ -53,7 +56,7 @@ def attention_reference(
             dropout=dropout,
         )
         return unpad(out, query_layout)
-    if not isinstance(key_layout, Padded):
+    if not (isinstance(query_layout, Padded) and isinstance(key_layout, Padded)):
         raise ValueError("attention: query and key must both be Padded or both Packed")
 
     query, key, value = (x.transpose(-3, -2) for x in (query, key, value))  # [B, H, L, d]

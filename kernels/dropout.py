@@ -1,7 +1,8 @@
-"""Dropout whose mask is a pure function of (seed, step, site, sample, position, feature).
+"""Dropout whose mask is a pure function of its key.
 
-The same token loses the same features in every layout and micro-batching and in a replayed pass, so recomputation,
-gradient accumulation and SAM's second pass all see one network.
+Features: (seed, step, site, sample, position, feature); attention weights: (seed, step, site, query, key), one mask for
+all samples and heads. The same token loses the same features packed or padded on the right, in every micro-batching and
+in a replayed pass, so recomputation, gradient accumulation and SAM's second pass all see one network.
 """
 
 from dataclasses import dataclass, replace
@@ -25,6 +26,11 @@ class DropoutKey:
     step: int
     sample_index: Tensor
     site: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a rate that would drop everything."""
+        if not 0.0 <= self.rate < 1.0:
+            raise ValueError(f"dropout: rate is {self.rate}, expected 0 <= rate < 1")
 
     def at(self, site: int) -> "DropoutKey":
         """Return the key of another place in the network: sub-site ``site`` of this one (up to 4096 of them)."""

@@ -68,8 +68,11 @@ def log_mel(wave: Tensor, wave_offsets: Tensor) -> Spectrogram:
     """
     if wave.dtype not in (torch.int16, torch.float32, torch.float64):
         raise ValueError(f"log_mel: wave has dtype {wave.dtype}, expected int16, float32 or float64")
-    if wave_offsets.device.type != "cpu" or int(wave_offsets[-1]) != wave.numel():
-        raise ValueError(f"log_mel: wave_offsets must lie on the host and end at the {wave.numel()} samples of wave")
+    if wave_offsets.device.type != "cpu":
+        raise ValueError(f"log_mel: wave_offsets lies on {wave_offsets.device}, expected the host")
+    ends = int(wave_offsets[0]), int(wave_offsets[-1])
+    if ends != (0, wave.numel()) or bool((wave_offsets.diff() < 0).any()):
+        raise ValueError(f"log_mel: wave_offsets must rise from 0 to the {wave.numel()} samples of wave")
     return _dispatch(wave, wave_offsets)
 
 

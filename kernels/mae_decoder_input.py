@@ -21,8 +21,10 @@ def decoder_layout(visible: Layout, restore: Layout) -> Layout:
 
 def interleave(visible: Tensor, restore: Tensor, visible_layout: Layout, restore_layout: Layout) -> Tensor:
     """Put each clip's ``visible`` rows before its ``restore`` rows; any trailing shape, differentiable."""
-    if isinstance(visible_layout, Padded) or isinstance(restore_layout, Padded):
+    if isinstance(visible_layout, Padded) and isinstance(restore_layout, Padded):
         return torch.cat((visible, restore), dim=1)
+    if not (isinstance(visible_layout, Packed) and isinstance(restore_layout, Packed)):
+        raise ValueError("interleave: visible and restore must both be Padded or both Packed")
     restore_before = restore_layout.cu_seqlens[:-1][visible_layout.sequence_ids]
     visible_before = visible_layout.cu_seqlens[1:][restore_layout.sequence_ids]
     visible_rows = torch.arange(visible_layout.total, device=visible.device) + restore_before
@@ -57,7 +59,8 @@ def mae_decoder_input_reference(
     width = visible.shape[-1]
 
     def position_embedding(positions: PatchPositions) -> Tensor:
-        return sincos_embedding(positions.time, width) + F.embedding(positions.freq, freq_embedding)
+        time_embedding = sincos_embedding(positions.time, width).to(freq_embedding.dtype)
+        return time_embedding + F.embedding(positions.freq, freq_embedding)
 
     visible = visible + position_embedding(visible_positions)
     restore = restore_token + position_embedding(restore_positions)

@@ -34,7 +34,8 @@ def patch_embed_reference(
     """Compute :func:`patch_embed` in plain PyTorch."""
     tokens = F.linear(values, weight, bias)
     positions = patches.positions
-    return tokens + sincos_embedding(positions.time, weight.shape[0]) + F.embedding(positions.freq, freq_embedding)
+    time_embedding = sincos_embedding(positions.time, weight.shape[0]).to(freq_embedding.dtype)
+    return tokens + time_embedding + F.embedding(positions.freq, freq_embedding)
 
 
 _dispatch = backend.register("patch_embed", reference=patch_embed_reference)

@@ -50,9 +50,11 @@ def patch_mask(
     ``frames`` ``[F, 128]`` and ``frame_offsets`` int64 ``[B + 1]`` (host) are a :class:`Spectrogram`; ``keep_counts``
     int64 ``[B]`` (host); ``sample_index`` int64 ``[B]`` names each clip in the corpus. Clip b's patches are ordered by
     a keyed 32-bit hash with the patch number as tie-break; the first ``keep_counts[b]`` are kept, in ascending order.
-    Raises ValueError where more is kept than there is.
+    Raises ValueError where more is kept than there is or the numbers of clips differ.
     """
     spectrogram = Spectrogram(frames, frame_offsets)
+    if not keep_counts.shape == sample_index.shape == (len(frame_offsets) - 1,):
+        raise ValueError(f"patch_mask: expected keep_counts and sample_index of {len(frame_offsets) - 1} clips")
     if bool((keep_counts > spectrogram.patch_counts).any()) or bool((keep_counts < 0).any()):
         raise ValueError("patch_mask: keep_counts must lie between 0 and each clip's number of patches")
     return _dispatch(frames, frame_offsets, keep_counts, sample_index, seed=seed, step=step, layout=layout)

@@ -14,7 +14,7 @@ def patch_mse(
     unbiased: bool = True,
     eps: float = 1e-6,
 ) -> Tensor:
-    """Return the summed loss of the selected patches over ``denominator``, a float32 scalar.
+    """Return the summed loss of the selected patches over ``denominator``, a scalar of at least float32.
 
     A patch's loss is the mean over its 256 pixels of (prediction - (target - mean) / sqrt(var + eps))². ``prediction``
     and ``target`` ``[..., 256]``; ``selected`` bool ``[...]``; ``denominator`` the number of selected patches of the
@@ -28,8 +28,9 @@ def patch_mse_reference(
 ) -> Tensor:
     """Compute :func:`patch_mse` in plain PyTorch, statistics and sum at least in float32."""
     prediction, target = _at_least_float32(prediction[selected]), _at_least_float32(target[selected])
-    variance, mean = target.var(dim=-1, keepdim=True, correction=int(unbiased)), target.mean(dim=-1, keepdim=True)
-    normalised = (target - mean) / (variance + eps).sqrt()
+    centred = target - target.mean(dim=-1, keepdim=True)
+    variance = centred.square().sum(dim=-1, keepdim=True) / (target.shape[-1] - int(unbiased))
+    normalised = centred / (variance + eps).sqrt()
     return (prediction - normalised).square().mean(dim=-1).sum() / denominator
 
 

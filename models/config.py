@@ -1,5 +1,6 @@
 """Sizes of the networks, as frozen dataclasses, and the three named sizes: ``paper``, ``ablation``, ``demo``."""
 
+import math
 from dataclasses import dataclass, field
 
 from ..errors import InputError
@@ -12,11 +13,11 @@ class TransformerConfig:
     """A stack of transformer blocks."""
 
     width: int = 768
-    """Features of a token."""
+    """Features of a token; an even multiple of heads."""
     layers: int = 12
     """Number of blocks."""
     heads: int = 8
-    """Attention heads; must divide width."""
+    """Attention heads."""
     mlp_width: int = 3072
     """Features of the feed-forward's hidden layer."""
 
@@ -34,7 +35,7 @@ class TextConfig(TransformerConfig):
     """The causal RoBERTa text encoder."""
 
     heads: int = 12
-    """Attention heads; must divide width."""
+    """Attention heads."""
     vocab_size: int = ROBERTA_VOCABULARY
     """Rows of the word embedding; the tokenizer may use fewer."""
     max_positions: int = 514
@@ -77,7 +78,12 @@ class AudioTextConfig:
     """Log of the initial logit multiplier (temperature = exp(-logit_scale))."""
 
     def __post_init__(self) -> None:
-        """Check that the pooler's heads divide the audio width."""
+        """Check the ranges, and that the pooler's heads divide the audio width."""
+        if not math.isfinite(self.initial_logit_scale):
+            raise InputError(f"initial_logit_scale is {self.initial_logit_scale}; expected a number")
+        for name in ("caption_layers", "projection_width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.pool_heads < 1 or self.audio.width % self.pool_heads:
             raise InputError(f"pool_heads {self.pool_heads} does not divide audio.width {self.audio.width}")
 

@@ -7,6 +7,7 @@ one token. Sequences start with BOS; EOS is written; the slots after it hold 0.
 import torch
 from torch import Tensor
 
+from ..kernels import counter_rng
 from ..kernels.layout import Layout, Padded
 from .audio_text import AudioText
 from .block import StackCache
@@ -55,12 +56,13 @@ def sample(
     audio_layout: Layout,
     *,
     temperature: float = 0.1,
-    generator: torch.Generator | None = None,
+    seed: int = 0,
     max_length: int = MAX_LENGTH,
 ) -> Tensor:
     """Caption clips by sampling from softmax(logits / temperature); temperature 0 is greedy decoding.
 
-    ``audio_hidden`` ``[B, L, D]``, padded; ``generator`` on the host. Returns token ids int64 ``[B, max_length]``.
+    ``audio_hidden`` ``[B, L, D]``, padded. The draw at a position is a function of ``seed`` and the position alone, so
+    a clip's caption does not depend on the clips beside it. Returns token ids int64 ``[B, max_length]``.
     """
     audio_layout = _check(model, audio_layout, max_length)
     state = _Decoding(model, audio_hidden, audio_layout)
@@ -73,13 +75,21 @@ def sample(
         if temperature == 0:
             chosen = logits.argmax(dim=-1)
         else:
-            probabilities = (logits / temperature).softmax(dim=-1)
-            chosen = torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(device)
+            chosen = _draw((logits / temperature).softmax(dim=-1), seed, position)
         out[:, position + 1] = torch.where(finished, 0, chosen)
         finished |= chosen == EOS
         if bool(finished.all()):
             break
     return out
+
+
+def _draw(probabilities: Tensor, seed: int, position: int) -> Tensor:
+    """Draw a token for each row ``[B, V]`` by inverting its distribution at one number in (0, 1)."""
+    key = counter_rng.root_key(seed, position, probabilities.device)
+    bits = counter_rng.random_bits(key, torch.zeros_like(key))
+    at = (bits.double() + 0.5) / 2**32
+    cumulative = probabilities.double().cumsum(dim=-1)
+    return (cumulative < at * cumulative[:, -1:]).sum(dim=-1)
 
 
 @torch.inference_mode()

@@ -76,7 +76,7 @@ class Table(nn.Module):
 
 @torch.no_grad()
 def init_weights(model: nn.Module, seed: int) -> None:
-    """Give every parameter of ``model`` its initial value, a function of ``seed`` and the module order alone.
+    """Give every parameter of ``model`` (on the host) its initial value, a function of ``seed`` and module order alone.
 
     Parameters are filled with NaN first, so that a forgotten one cannot pass for an initialised one.
     """

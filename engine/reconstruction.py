@@ -1,0 +1,63 @@
+"""What a masked autoencoder sees and restores of one clip, as a picture."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.shards import Shards
+from ..errors import InputError
+from ..kernels.layout import PatchPositions
+from ..kernels.log_mel import FREQ_PATCHES, MEL_BANDS, PATCH_SIDE, log_mel
+from ..kernels.mae_decoder_input import interleave
+from ..kernels.patch_mask import keep_fraction, patch_mask
+from ..models.audio_mae import AudioMAE
+from .checkpoint import MODEL_FILE, latest_checkpoint, load_into, load_tensors
+from .config import MaeRunConfig
+from .figures import mel_reconstruction
+from .run_directory import read_record
+
+
+@torch.inference_mode()
+def draw_reconstruction(run: Path, data: Path, clip: int, picture: Path) -> None:
+    """Draw clip number ``clip`` of the shards in ``data``: original, visible patches, restored log-mel.
+
+    The model predicts normalised pixels; each patch is scaled back by the mean and deviation of the true one, as is
+    usual for pictures of this loss. Raises InputError where ``run`` is no stage-1 run.
+    """
+    record = read_record(run)
+    if not isinstance(record.config, MaeRunConfig):
+        raise InputError(f"{run}: is a {record.stage} run; expected a stage-1 run (cacophony train mae)")
+    model = AudioMAE(record.config.model)
+    file = latest_checkpoint(run) / MODEL_FILE
+    load_into(model, load_tensors(file), file)
+    with Shards.open(data) as shards:
+        wave = torch.from_numpy(shards.read(clip))
+
+    spectrogram = log_mel(wave, torch.tensor([0, len(wave)]))
+    keep = keep_fraction(spectrogram.patch_counts, 1.0 - record.config.objective.mask_ratio)
+    frames, offsets = spectrogram.frames, spectrogram.frame_offsets
+    masked = patch_mask(frames, offsets, keep, torch.tensor([clip]), seed=record.config.seed, step=0, layout="packed")
+    visible, restore = masked.kept, masked.restore
+    prediction, layout = model(visible, restore.positions)
+
+    def join(a: Tensor, b: Tensor) -> Tensor:
+        return interleave(a, b, visible.layout, restore.layout)
+
+    target = join(visible.values, restore.values)
+    deviation = (target.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+    restored = prediction * deviation + target.mean(dim=-1, keepdim=True)
+    seen = join(torch.ones_like(visible.values), torch.zeros_like(restore.values))
+    time = join(visible.positions.time, restore.positions.time)
+    freq = join(visible.positions.freq, restore.positions.freq)
+    positions = PatchPositions(time, freq, layout)
+    images = [_image(values, positions) for values in (target, seen, restored)]
+    mel_reconstruction(picture, images[0], images[1] > 0.5, np.where(images[1] > 0.5, images[0], images[2]))
+
+
+def _image(values: Tensor, positions: PatchPositions) -> np.ndarray:
+    """Lay patches ``[T, 256]`` out as frames ``[F, 128]``."""
+    grid = values.new_zeros((len(values) // FREQ_PATCHES, FREQ_PATCHES, PATCH_SIDE, PATCH_SIDE))
+    grid[positions.time, positions.freq] = values.unflatten(1, (PATCH_SIDE, PATCH_SIDE))
+    return grid.transpose(1, 2).reshape(-1, MEL_BANDS).numpy()

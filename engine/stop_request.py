@@ -1,0 +1,34 @@
+"""Signals that ask a run to stop: read after a step, so that the run saves first."""
+
+import signal
+import threading
+import types
+from typing import Any
+
+
+class StopRequest:
+    """Turns the first SIGTERM or SIGINT into a request the loop reads after its step; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._old: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        """Install the handlers (in the main thread; elsewhere signals stay as they are)."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Put the old handlers back."""
+        self._restore()
+
+    def _receive(self, number: int, frame: types.FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._old.clear()

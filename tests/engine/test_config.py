@@ -1,0 +1,80 @@
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from cacophony.engine.config import (
+    ContrastiveDataConfig,
+    ContrastiveObjectiveConfig,
+    ContrastiveRunConfig,
+    MaeDataConfig,
+    MaeObjectiveConfig,
+    MaeRunConfig,
+    UpdateConfig,
+)
+from cacophony.errors import InputError
+from cacophony.models.config import AudioTextConfig, TextConfig, TransformerConfig
+
+NAN = float("nan")
+OUT_OF_RANGE: list[tuple[Callable[..., Any], str, list[Any]]] = [
+    (UpdateConfig, "rho", [-1e-9, NAN]),
+    (UpdateConfig, "learning_rate", [0.0, -1.0, NAN]),
+    (UpdateConfig, "final_learning_rate", [-1e-9, 1.0, NAN]),
+    (UpdateConfig, "warmup_steps", [-1]),
+    (UpdateConfig, "weight_decay", [-0.1, NAN]),
+    (UpdateConfig, "eps", [0.0, NAN]),
+    (UpdateConfig, "beta1", [-0.1, 1.0, NAN]),
+    (UpdateConfig, "beta2", [-0.1, 1.0, NAN]),
+    (UpdateConfig, "max_skipped_in_a_row", [0]),
+    (MaeObjectiveConfig, "mask_ratio", [0.0, 1.0, -0.5, NAN]),
+    (ContrastiveObjectiveConfig, "caption_weight", [-0.1, NAN]),
+    (ContrastiveObjectiveConfig, "max_patches", [0]),
+    (MaeDataConfig, "crop_seconds", [0.0, 0.1, NAN]),
+    (MaeDataConfig, "workers", [0]),
+    (ContrastiveDataConfig, "prefetch_batches", [0]),
+    (ContrastiveDataConfig, "max_text_tokens", [2]),
+    (ContrastiveDataConfig, "synthetic_probability", [-0.1, 1.1, NAN]),
+    (MaeRunConfig, "batch_size", [0]),
+    (MaeRunConfig, "micro_batch_size", [0]),
+    (MaeRunConfig, "steps", [0]),
+    (MaeRunConfig, "log_every_steps", [0]),
+    (MaeRunConfig, "save_every_steps", [0]),
+    (MaeRunConfig, "keep_checkpoints", [0]),
+    (MaeRunConfig, "seed", [-1, 2**63]),
+    (TransformerConfig, "layers", [0]),
+    (TextConfig, "dropout", [-0.1, 1.0, NAN]),
+    (AudioTextConfig, "pool_heads", [0, 7]),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value"), [(make, name, value) for make, name, values in OUT_OF_RANGE for value in values]
+)
+def test_a_value_outside_its_range_is_refused_by_name(make: Callable[..., Any], name: str, value: Any):
+    with pytest.raises(InputError, match=name):
+        make(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "eps", "rho"])
+def test_an_update_never_takes_an_infinite_number(name: str):
+    with pytest.raises(InputError, match=name):
+        UpdateConfig(**{name: float("inf")})  # pyright: ignore[reportArgumentType]
+
+
+def test_an_infinite_crop_is_refused():
+    with pytest.raises(InputError, match="crop_seconds"):
+        MaeDataConfig(crop_seconds=float("inf"))
+
+
+def test_warm_up_must_end_before_the_run():
+    config = MaeRunConfig(steps=11, update=UpdateConfig(warmup_steps=10))
+    for steps in (10, 9):
+        with pytest.raises(InputError, match=rf"warmup_steps \(10\).*steps \({steps}\)"):
+            replace(config, steps=steps)
+
+
+def test_captions_must_fit_the_position_table():
+    model = AudioTextConfig(text=TextConfig(max_positions=40))
+    ContrastiveRunConfig(model=model, data=ContrastiveDataConfig(max_text_tokens=40))
+    with pytest.raises(InputError, match=r"max_text_tokens \(41\).*max_positions \(40\)"):
+        ContrastiveRunConfig(model=model, data=ContrastiveDataConfig(max_text_tokens=41))

@@ -1,0 +1,267 @@
+"""A run killed at any moment and continued ends byte for byte where the uninterrupted one ends."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+from cacophony.__main__ import main
+from cacophony.engine import telemetry
+from cacophony.engine.checkpoint import checkpoints, latest_checkpoint
+from cacophony.engine.config import Stage
+
+# Runs the command of ARGV, but at the COUNT-th call of PLACE the process gets SIGNAL.
+DRIVER = """
+import importlib, os, sys
+log = os.open({log!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+os.dup2(log, 1)
+os.dup2(log, 2)
+module, _, path = {place!r}.partition(":")
+owner = importlib.import_module(module)
+*inner, name = path.split(".")
+for part in inner:
+    owner = getattr(owner, part)
+real, calls = getattr(owner, name), 0
+def counted(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == {count}:
+        os.kill(os.getpid(), {signal})
+    return real(*args, **kwargs)
+setattr(owner, name, counted)
+import cacophony.engine.telemetry as telemetry
+telemetry.loss_curves = lambda *args: None  # most of the time of so short a run
+from cacophony.__main__ import main
+sys.exit(main({argv!r}))
+"""
+UPDATE = "cacophony.engine.update:Updater.update"  # once a step; SAM's two gradients lie in it
+GRADIENT = "cacophony.engine.update:gradient_norm"  # twice a step with SAM
+SYNC = "os:fsync"  # five times a checkpoint: three files, its directory, the one around
+RENAME = "pathlib:Path.rename"  # once when the log is opened, then once a checkpoint
+START = "cacophony.engine.trainer:write_record"
+
+Interrupt = Callable[[str, int, signal.Signals, list[str]], tuple[int | None, str]]
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(mae_run: Path, contrastive_run: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pictures are most of the time of so short a run; the uninterrupted runs have theirs."""
+    monkeypatch.setattr(telemetry, "loss_curves", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def interrupt(start_python: Callable[[str], BaseProcess], tmp_path_factory: pytest.TempPathFactory) -> Interrupt:
+    """Run a command that gets a signal at the `count`-th call of `place`; returns exit code and output."""
+
+    def run(place: str, count: int, number: signal.Signals, argv: list[str]) -> tuple[int | None, str]:
+        log = tmp_path_factory.mktemp("output") / "log"
+        source = DRIVER.format(place=place, count=count, signal=int(number), argv=argv, log=str(log))
+        process = start_python(source)
+        process.join(120)
+        return process.exitcode, log.read_text(encoding="utf-8")
+
+    return run
+
+
+def content(run: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(run)): path.read_bytes()
+        for folder in ("checkpoints", "tokenizer")
+        for path in sorted((run / folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+def results(run: Path) -> list[dict[str, float]]:
+    """The log without what depends on the clock."""
+    clock = {"clips_per_s", "tokens_per_s", "model_tflops_per_s", "data_wait_share"}
+    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in clock} for line in lines]
+
+
+def assert_same_run(run: Path, uninterrupted: Path):
+    found, expected = content(run), content(uninterrupted)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+    assert [line["step"] for line in results(run)] == [1, 2, 3, 4, 5, 6]
+    assert results(run) == results(uninterrupted)
+
+
+@pytest.fixture
+def uninterrupted(request: pytest.FixtureRequest, stage: Stage) -> Path:
+    return request.getfixturevalue(f"{stage}_run")
+
+
+@pytest.mark.parametrize(
+    ("stage", "kills"),
+    [
+        # Each run of the list is killed there and the next one continues it.
+        ("mae", [(UPDATE, 2), (SYNC, 2), (RENAME, 2), (UPDATE, 4)]),
+        ("contrastive", [(START, 1), (GRADIENT, 4), (SYNC, 5), (GRADIENT, 2), (SYNC, 7)]),
+    ],
+)
+def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(
+    interrupt: Interrupt,
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    stage: Stage,
+    kills: list[tuple[str, int]],
+    uninterrupted: Path,
+):
+    out = tmp_path / "run"
+    for place, count in kills:
+        code, output = interrupt(place, count, signal.SIGKILL, command(stage, out, "--resume"))
+        assert code == -signal.SIGKILL, (place, count, output)
+    assert len(checkpoints(out)) > 0
+    assert main(command(stage, out, "--resume")) == 0
+    assert_same_run(out, uninterrupted)
+    assert not [path for path in out.rglob(".*") if path.name.endswith(".tmp")]
+
+
+def test_the_program_killed_as_soon_as_a_checkpoint_is_there_continues_identically(
+    command: Callable[..., list[str]], tmp_path: Path, contrastive_run: Path
+):
+    out = tmp_path / "run"
+    words = [sys.executable, "-m", "cacophony", *command("contrastive", out)]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while not checkpoints(out) and process.poll() is None:
+            time.sleep(0.005)
+        process.kill()
+        _, error = process.communicate()
+    assert checkpoints(out), error.decode()
+    assert main(command("contrastive", out, "--resume")) == 0
+    assert_same_run(out, contrastive_run)
+
+
+@pytest.mark.parametrize("stage", ["mae", "contrastive"])
+def test_a_request_to_stop_saves_and_the_run_continues_identically(
+    interrupt: Interrupt, command: Callable[..., list[str]], tmp_path: Path, stage: Stage, uninterrupted: Path
+):
+    out = tmp_path / "run"
+    code, output = interrupt(UPDATE, 1, signal.SIGTERM, command(stage, out))
+    assert code == 0, output
+    assert "stopped by SIGTERM after step 1" in output
+    assert "--resume" in output
+    assert latest_checkpoint(out).name == "step-00000001"
+    code, output = interrupt(UPDATE, 2, signal.SIGINT, command(stage, out, "--resume"))
+    assert code == 130, output
+    assert latest_checkpoint(out).name == "step-00000003"
+    assert main(command(stage, out, "--resume")) == 0
+    assert_same_run(out, uninterrupted)
+
+
+@pytest.mark.parametrize("stage", ["mae"])
+def test_a_stop_at_the_last_step_is_the_end_of_the_run(
+    interrupt: Interrupt, command: Callable[..., list[str]], tmp_path: Path, stage: Stage, uninterrupted: Path
+):
+    out = tmp_path / "run"
+    code, output = interrupt(UPDATE, 6, signal.SIGTERM, command(stage, out))
+    assert code == 0
+    assert "6 steps done" in output
+    assert_same_run(out, uninterrupted)
+
+
+def test_a_finished_run_resumed_stays_as_it_is(command: Callable[..., list[str]], tmp_path: Path, mae_run: Path):
+    out = tmp_path / "run"
+    assert main(command("mae", out, "--resume")) == 0
+    assert main(command("mae", out, "--resume")) == 0
+    assert_same_run(out, mae_run)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_resume_starts_where_there_is_nothing(
+    command: Callable[..., list[str]], tmp_path: Path, mae_run: Path, exists: bool
+):
+    out = tmp_path / "run"
+    if exists:
+        out.mkdir()
+    assert main(command("mae", out, "--resume")) == 0
+    assert_same_run(out, mae_run)
+
+
+def test_what_cannot_change_the_result_may_change_on_resume(
+    interrupt: Interrupt, command: Callable[..., list[str]], tmp_path: Path, contrastive_run: Path
+):
+    out = tmp_path / "run"
+    interrupt(UPDATE, 4, signal.SIGKILL, command("contrastive", out))
+    flags = ["--data.workers", "1", "--data.prefetch-batches", "5", "--keep-checkpoints", "3"]
+    assert main(command("contrastive", out, "--resume", *flags)) == 0
+    assert results(out) == results(contrastive_run)
+    found, expected = content(out), content(contrastive_run)
+    assert {name: found[name] for name in expected} == expected
+    assert set(found) - set(expected) == {
+        f"checkpoints/step-00000002/{name}" for name in ("model.safetensors", "optimizer.safetensors", "state.json")
+    }
+
+
+def test_a_resumed_run_needs_only_its_directory_and_its_data(
+    interrupt: Interrupt, command: Callable[..., list[str]], shards: Path, tmp_path: Path, mae_run: Path
+):
+    out = tmp_path / "run"
+    interrupt(UPDATE, 4, signal.SIGTERM, command("mae", out))
+    assert main(["train", "mae", "--data", str(shards), "--out", str(out), "--resume"]) == 0
+    assert results(out) == results(mae_run)
+    assert (
+        content(out)["checkpoints/step-00000006/model.safetensors"]
+        == (content(mae_run)["checkpoints/step-00000006/model.safetensors"])
+    )
+
+
+@pytest.mark.parametrize("checkpoint_exists", [True, False])
+def test_other_data_is_refused_and_nothing_changes(
+    interrupt: Interrupt,
+    command: Callable[..., list[str]],
+    held_out_shards: Path,
+    tmp_path: Path,
+    checkpoint_exists: bool,
+    capsys: pytest.CaptureFixture[str],
+):
+    out = tmp_path / "run"
+    interrupt(UPDATE, 4 if checkpoint_exists else 2, signal.SIGKILL, command("mae", out))
+    assert bool(checkpoints(out)) == checkpoint_exists
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert main([*command("mae", out, "--resume"), "--data", str(held_out_shards)]) == 2
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1
+    assert "fingerprint" in message or "data" in message
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+DISK_FULL = """
+import os, resource, signal, sys
+log = os.open({log!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+os.dup2(log, 1)
+os.dup2(log, 2)
+import cacophony.engine.trainer as trainer
+real = trainer.save_checkpoint
+def save(run, step, *args, **kwargs):
+    if step == 4:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    return real(run, step, *args, **kwargs)
+trainer.save_checkpoint = save
+from cacophony.__main__ import main
+sys.exit(main({argv!r}))
+"""
+
+
+def test_a_full_disk_is_one_line_and_the_previous_checkpoint_continues(
+    start_python: Callable[[str], BaseProcess], command: Callable[..., list[str]], tmp_path: Path, mae_run: Path
+):
+    out, log = tmp_path / "run", tmp_path / "log"
+    process = start_python(DISK_FULL.format(argv=command("mae", out), log=str(log)))
+    process.join(120)
+    output = log.read_text(encoding="utf-8")
+    assert process.exitcode == 2, output
+    assert "Traceback" not in output
+    lines = output.splitlines()
+    assert "step-00000004: the checkpoint could not be written" in lines[-1]
+    assert "--resume" in lines[-1]
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000002"]
+    assert main(command("mae", out, "--resume")) == 0
+    assert_same_run(out, mae_run)

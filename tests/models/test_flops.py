@@ -1,0 +1,65 @@
+"""FLOP counts of the models equal those of the matrix products that run, where no slot is padding.
+
+What the models do not count, torch's counter does not either: norms, softmax, activations, embeddings' additions.
+"""
+
+import torch
+from cacophony.kernels.layout import Padded, Patches, PatchPositions
+from cacophony.models.audio_mae import AudioMAE
+from cacophony.models.audio_text import AudioText
+from cacophony.models.config import AudioMAEConfig, AudioTextConfig, TextConfig, TransformerConfig
+from cacophony.models.layers import init_weights
+from torch.utils.flop_counter import FlopCounterMode
+
+AUDIO = TransformerConfig(width=24, layers=3, heads=3, mlp_width=40)
+DECODER = TransformerConfig(width=16, layers=2, heads=2, mlp_width=28)
+TEXT = TextConfig(width=20, layers=2, heads=5, mlp_width=36, vocab_size=50, max_positions=16)
+BATCH = 3
+
+
+def full(length: int) -> Padded:
+    return Padded(torch.ones(BATCH, length, dtype=torch.bool))
+
+
+def lengths(length: int) -> torch.Tensor:
+    return torch.full((BATCH,), length)
+
+
+def patches(length: int) -> Patches:
+    number = torch.arange(length).expand(BATCH, length)
+    return Patches(torch.randn(BATCH, length, 256), PatchPositions(number // 8, number % 8, full(length)))
+
+
+def test_audio_mae() -> None:
+    model = AudioMAE(AudioMAEConfig(encoder=AUDIO, decoder=DECODER))
+    init_weights(model, 0)
+    visible, restore = patches(5), patches(11).positions
+    with FlopCounterMode(display=False) as counter:
+        model(visible, restore)
+    assert model.flops(lengths(5), lengths(11)) == counter.get_total_flops()
+
+
+def test_audio_text() -> None:
+    model = AudioText(AudioTextConfig(audio=AUDIO, text=TEXT, caption_layers=3, pool_heads=2, projection_width=18))
+    init_weights(model, 0)
+    ids = torch.randint(0, 50, (BATCH, 7))
+    with FlopCounterMode(display=False) as counter:
+        audio_hidden, _ = model.encode_audio(patches(10))
+        text_hidden, _ = model.encode_text(ids, full(7))
+    assert model.embedding_flops(lengths(10), lengths(7)) == counter.get_total_flops()
+    with counter:
+        hidden = model.decode_caption(text_hidden, full(7), audio_hidden, full(10))
+        model.caption_decoder.logits(hidden[:, :-1])  # the last token predicts nothing
+    assert model.flops(lengths(10), lengths(7)) == model.embedding_flops(lengths(10), lengths(7)) + (
+        counter.get_total_flops()
+    )
+
+
+def test_a_batch_costs_the_sum_of_its_clips() -> None:
+    mae = AudioMAE(AudioMAEConfig(encoder=AUDIO, decoder=DECODER))
+    both = AudioText(AudioTextConfig(audio=AUDIO, text=TEXT, caption_layers=3, pool_heads=2, projection_width=18))
+    one, other = torch.tensor([5, 0, 12]), torch.tensor([3, 8, 1])
+    for flops in (mae.flops, both.flops, both.embedding_flops):
+        alone = [flops(one[i : i + 1], other[i : i + 1]) for i in range(3)]
+        assert flops(one, other) == sum(alone)
+        assert min(alone) > 0
