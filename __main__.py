@@ -1,4 +1,4 @@
-"""The front door: composes the commands of engine and data; `cacophony …`, `python -m cacophony …`."""
+"""The front door: composes the commands of engine, data and bench; `cacophony …`, `python -m cacophony …`."""
 
 import difflib
 import io
@@ -11,6 +11,7 @@ from typing import Any
 # core (measured on two cores); threads that sleep cost some percent on an idle machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from .bench.commands import steps_command
 from .data.commands import pack_command
 from .engine.commands import (
     INTERRUPTED,
@@ -40,6 +41,7 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     ),
     "embed": ("embeddings of audio files", command(embed_command, "cacophony embed")),
     "caption": ("captions of audio files", command(caption_command, "cacophony caption")),
+    "bench steps": ("time of a step of both stages", command(steps_command, "cacophony bench steps")),
     "doctor": ("what this machine and installation can do", command(doctor_command, "cacophony doctor")),
 }
 

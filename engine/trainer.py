@@ -126,7 +126,7 @@ def _train(
         log = cleanup.enter_context(RunLog(out, stage, config.steps, first_step)) if world.is_main else None
         if log:
             _introduce(log, config, model, world, tokenizer_note, first_step)
-        return _loop(config, _objective(config, world), loader, updater, out, first_step, world, log)
+        return _loop(config, build_objective(config, world), loader, updater, out, first_step, world, log)
 
 
 def _loop(
@@ -202,7 +202,8 @@ def _loader_config(config: Config) -> LoaderConfig:
     )
 
 
-def _objective(config: Config, world: World) -> Objective:
+def build_objective(config: Config, world: World) -> Objective:
+    """Build the objective of a run for this rank."""
     if isinstance(config, MaeRunConfig):
         return MaskedReconstruction(config.objective, config, world)
     return ContrastiveCaptioning(config.objective, config, world, config.model.text.dropout)
