@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# Read when torch loads OpenMP. Waiting threads that spin make a step ten times slower when another process wants a
-# core (measured on two cores); threads that sleep cost some percent on an idle machine.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read when torch loads OpenMP. Threads that wait for each other spin for long by default, which makes small steps many
+# times slower when another process wants a core; after a short spin they sleep.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from .bench.commands import steps_command
 from .data.commands import pack_command

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..data.pack import pack
 from ..data.synthetic import Corpus, make_corpus
 from .config import ContrastiveRunConfig, MaeRunConfig, Stage
@@ -20,9 +18,9 @@ from .reconstruction import draw_reconstruction
 from .run_directory import check_new
 from .trainer import train
 
-TRAIN_CLIPS = 900
+TRAIN_CLIPS = 2000
 TEST_CLIPS = 240
-CAPTIONED_CLIPS = 3
+CAPTIONED_SOURCES = ("dog", "glass", "horn")  # a voice, something struck, something blown
 
 
 def demo_command(*, out: Path = Path("cacophony-demo")) -> int:
@@ -68,7 +66,10 @@ def _show(out: Path, corpus: Corpus) -> None:
     labels = [corpus.attributes[source]["source"] for source in result.sources]
     embedding_map(pictures[3], result.audio_embeddings, result.text_embeddings, labels)
     print(f"\nmodality gap {modality_gap(result.audio_embeddings, result.text_embeddings):.2f}")
-    files = [result.sources[i] for i in np.linspace(0, len(result.sources) - 1, CAPTIONED_CLIPS).astype(int)]
+    files = [
+        next(file for file in result.sources if corpus.attributes[file]["source"] == source)
+        for source in CAPTIONED_SOURCES
+    ]
     captions = model.caption([corpus.test_dir / file for file in files])
     print("\ncaptions of held-out clips:")
     for file, caption in zip(files, captions, strict=True):

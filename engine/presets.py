@@ -70,8 +70,8 @@ def demo_stage1() -> MaeRunConfig:
         data=MaeDataConfig(workers=2),
         batch_size=64,
         micro_batch_size=64,
-        steps=120,
-        update=UpdateConfig(learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=20),
+        steps=260,
+        update=UpdateConfig(learning_rate=3e-3, final_learning_rate=1e-5, warmup_steps=20),
         log_every_steps=5,
         save_every_steps=50,
     )
@@ -85,9 +85,9 @@ def demo_stage2() -> ContrastiveRunConfig:
         objective=ContrastiveObjectiveConfig(stash=10, max_patches=64),
         batch_size=64,
         micro_batch_size=64,
-        steps=160,
+        steps=180,
         # The paper's ρ belongs to 287 M parameters; it drowns the gradient of this model, which has under 1 M.
-        update=UpdateConfig(learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=20, rho=0.01),
+        update=UpdateConfig(learning_rate=3e-3, final_learning_rate=1e-5, warmup_steps=20, rho=0.005),
         log_every_steps=5,
         save_every_steps=50,
     )
