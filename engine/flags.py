@@ -5,14 +5,14 @@ import functools
 import io
 import os
 import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-from unittest import mock
 
 import tyro
 
 from ..errors import InputError
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def parse_flags(target: Callable[..., Any], prog: str, argv: Sequence[str], **options: Any) -> Any:
@@ -21,16 +21,14 @@ def parse_flags(target: Callable[..., Any], prog: str, argv: Sequence[str], **op
     ``--help`` prints and exits. Raises InputError, in one line, where a flag is unknown, missing or has a wrong value.
     """
     box = io.StringIO()
+    asks_for_help = not {"-h", "--help"}.isdisjoint(argv)
     try:
-        with contextlib.redirect_stderr(box), mock.patch.dict(os.environ, {"COLUMNS": "400", "NO_COLOR": "1"}):
+        with contextlib.redirect_stderr(box), contextlib.nullcontext() if asks_for_help else _wide():
             return tyro.cli(target, prog=prog, args=list(argv), **options)
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
         raise InputError(f"{_one_line(box.getvalue())} (`{prog} --help` lists all)") from None
-    finally:
-        if sys.exc_info()[0] is None:
-            sys.stderr.write(box.getvalue())
 
 
 def command(function: Callable[..., int], prog: str) -> Callable[[Sequence[str]], int]:
@@ -43,6 +41,19 @@ def command(function: Callable[..., int], prog: str) -> Callable[[Sequence[str]]
     return lambda argv: parse_flags(bound, prog, argv)()
 
 
+@contextlib.contextmanager
+def _wide() -> Iterator[None]:
+    """Let tyro draw its box so wide that no word of a message is broken."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "1000"
+    try:
+        yield
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before
+
+
 def _one_line(box: str) -> str:
     """Take the message, and the nearest flag if one is offered, out of the box that tyro draws.
 
@@ -50,7 +61,7 @@ def _one_line(box: str) -> str:
     is a section of its own.
     """
     sections: list[list[str]] = [[]]
-    for line in box.splitlines():
+    for line in _COLOUR.sub("", box).splitlines():
         text = line.strip(" │")
         if text.startswith(("╭", "╰")) or (text and set(text) <= {"─", "-"}):
             sections.append([])

@@ -67,10 +67,10 @@ def demo_stage1() -> MaeRunConfig:
     """A small stage 1 that learns something in a minute on two cores."""
     return MaeRunConfig(
         model=AUDIO_MAE_SIZES["demo"],
-        data=MaeDataConfig(workers=2),
-        batch_size=64,
-        micro_batch_size=64,
-        steps=260,
+        data=MaeDataConfig(workers=2, crop_seconds=1.6),
+        batch_size=32,
+        micro_batch_size=32,
+        steps=350,
         update=UpdateConfig(learning_rate=3e-3, final_learning_rate=1e-5, warmup_steps=20),
         log_every_steps=5,
         save_every_steps=50,
@@ -85,7 +85,7 @@ def demo_stage2() -> ContrastiveRunConfig:
         objective=ContrastiveObjectiveConfig(stash=10, max_patches=64),
         batch_size=64,
         micro_batch_size=64,
-        steps=180,
+        steps=170,
         # The paper's ρ belongs to 287 M parameters; it drowns the gradient of this model, which has under 1 M.
         update=UpdateConfig(learning_rate=3e-3, final_learning_rate=1e-5, warmup_steps=20, rho=0.005),
         log_every_steps=5,
