@@ -146,18 +146,26 @@ def _partials(voice: _Voice, ratios: _Numbers, gains: _Numbers, decays: _Numbers
     return total
 
 
+def _breath(voice: _Voice, low_hz: float, high_hz: float, rng: np.random.Generator) -> Wave:
+    """Noise of one band, of unit RMS: what air, wood or metal adds to the tone, whatever its pitch."""
+    noise = _shaped(_noise(len(voice.age), rng), lambda hz: ((hz > low_hz) & (hz < high_hz)).astype(np.float32))
+    return noise / np.sqrt(np.mean(noise**2))
+
+
 def _bell(voice: _Voice, rng: np.random.Generator) -> Wave:
-    return _partials(voice, (1, 2, 2.76, 4.07, 5.4), (1, 0.7, 0.7, 0.5, 0.4), (3, 3, 3.5, 4.5, 6), rng)
+    ring = _partials(voice, (1, 2, 2.76, 4.07, 5.4), (1, 0.7, 0.7, 0.5, 0.4), (3, 3, 3.5, 4.5, 6), rng)
+    return ring + 0.4 * _breath(voice, 4000, 5500, rng)
 
 
 def _whistle(voice: _Voice, rng: np.random.Generator) -> Wave:
     swell = np.clip(voice.age / (0.2 * voice.event_s), 0, 1)
-    return (_partials(voice, (1,), (1,), (0,), rng) + 0.01 * _noise(len(swell), rng)) * swell
+    return (_partials(voice, (1,), (1,), (0,), rng) + 0.3 * _breath(voice, 2200, 3800, rng)) * swell
 
 
 def _drum(voice: _Voice, rng: np.random.Generator) -> Wave:
     skin = _partials(voice, (1, 1.59, 2.14, 2.65), (1, 0.6, 0.4, 0.3), (3.5, 5, 6, 7), rng)
-    return skin + 0.8 * _noise(len(skin), rng) * np.exp(-voice.age / np.float32(0.02))
+    stroke = 0.8 * _noise(len(skin), rng) * np.exp(-voice.age / np.float32(0.02))
+    return skin + stroke + 0.6 * _breath(voice, 40, 200, rng)
 
 
 def _dog(voice: _Voice, rng: np.random.Generator) -> Wave:
@@ -182,13 +190,14 @@ def _bird(voice: _Voice, rng: np.random.Generator) -> Wave:
 
 def _guitar(voice: _Voice, rng: np.random.Generator) -> Wave:
     harmonics = np.arange(1.0, 11)
-    return _partials(voice, harmonics, 1 / harmonics**0.8, 2 + 0.7 * harmonics, rng)
+    string = _partials(voice, harmonics, 1 / harmonics**0.8, 2 + 0.7 * harmonics, rng)
+    return string + 0.4 * _breath(voice, 900, 1700, rng)
 
 
 def _glass(voice: _Voice, rng: np.random.Generator) -> Wave:
     rim = _partials(voice, (1, 1.47, 2.09, 2.56), (1, 0.8, 0.7, 0.5), (4, 4.5, 5, 5.5), rng)
     tick = _shaped(_noise(len(rim), rng), lambda hz: (hz > 3000).astype(np.float32))
-    return rim + 1.5 * tick * np.exp(-voice.age / np.float32(0.015))
+    return rim + 1.5 * tick * np.exp(-voice.age / np.float32(0.015)) + 0.4 * _breath(voice, 6000, 8000, rng)
 
 
 def _horn(voice: _Voice, rng: np.random.Generator) -> Wave:

@@ -18,7 +18,7 @@ from .reconstruction import draw_reconstruction
 from .run_directory import check_new
 from .trainer import train
 
-TRAIN_CLIPS = 1600
+TRAIN_CLIPS = 2000
 TEST_CLIPS = 240
 CAPTIONED_SOURCES = ("dog", "glass", "horn")  # a voice, something struck, something blown
 

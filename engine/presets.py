@@ -67,10 +67,10 @@ def demo_stage1() -> MaeRunConfig:
     """A small stage 1 that learns something in a minute on two cores."""
     return MaeRunConfig(
         model=AUDIO_MAE_SIZES["demo"],
-        data=MaeDataConfig(workers=2, crop_seconds=1.6),
+        data=MaeDataConfig(workers=2),
         batch_size=32,
         micro_batch_size=32,
-        steps=350,
+        steps=270,
         update=UpdateConfig(learning_rate=3e-3, final_learning_rate=1e-5, warmup_steps=20),
         log_every_steps=5,
         save_every_steps=50,
@@ -82,10 +82,10 @@ def demo_stage2() -> ContrastiveRunConfig:
     return ContrastiveRunConfig(
         model=AUDIO_TEXT_SIZES["demo"],
         data=ContrastiveDataConfig(workers=2, tokenizer="train", max_text_tokens=40),
-        objective=ContrastiveObjectiveConfig(stash=10, max_patches=64),
+        objective=ContrastiveObjectiveConfig(caption_weight=3.0, stash=10, max_patches=48),
         batch_size=64,
         micro_batch_size=64,
-        steps=170,
+        steps=220,
         # The paper's ρ belongs to 287 M parameters; it drowns the gradient of this model, which has under 1 M.
         update=UpdateConfig(learning_rate=3e-3, final_learning_rate=1e-5, warmup_steps=20, rho=0.005),
         log_every_steps=5,

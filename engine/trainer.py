@@ -104,25 +104,24 @@ def _train(
     world: World,
 ) -> Finished:
     tokenizer, tokenizer_note = _tokenizer(config, shards, out if continued else None)
-    loader = Loader(shards, _loader_config(config), tokenizer, world.rank, world.size)
-    model = build_model(config)
-    if not (continued and checkpoints(out)):
-        init_weights(model, config.seed)
-        if init is not None:
-            _load_stage1(model, init)
-    model = model.to(world.device)
-    updater = Updater(model, config.update, config.steps)
-    first_step = _restore(out, model, updater, loader) if continued and checkpoints(out) else 0
-
-    if world.is_main:
-        record = RunRecord(stage, config, str(data), shards.fingerprint, str(init) if init else None)
-        write_record(out, record)
-        discard_unfinished(out)
-        if tokenizer is not None:
-            tokenizer.save(out / TOKENIZER_DIRECTORY)
-    world.barrier()
     with contextlib.ExitStack() as cleanup:
+        loader = Loader(shards, _loader_config(config), tokenizer, world.rank, world.size)
         cleanup.callback(loader.close)
+        model = build_model(config)
+        has_checkpoint = continued and bool(checkpoints(out))
+        if not has_checkpoint:
+            init_weights(model, config.seed)
+            if init is not None:
+                _load_stage1(model, init)
+        updater = Updater(model.to(world.device), config.update, config.steps)
+        first_step = _restore(out, model, updater, loader) if has_checkpoint else 0
+
+        if world.is_main:
+            write_record(out, RunRecord(stage, config, str(data), shards.fingerprint, str(init) if init else None))
+            discard_unfinished(out)
+            if tokenizer is not None:
+                tokenizer.save(out / TOKENIZER_DIRECTORY)
+        world.barrier()
         log = cleanup.enter_context(RunLog(out, stage, config.steps, first_step)) if world.is_main else None
         if log:
             _introduce(log, config, model, world, tokenizer_note, first_step)
