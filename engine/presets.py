@@ -70,10 +70,10 @@ def demo_stage1() -> MaeRunConfig:
         data=MaeDataConfig(workers=2),
         batch_size=32,
         micro_batch_size=32,
-        steps=270,
+        steps=330,
         update=UpdateConfig(learning_rate=3e-3, final_learning_rate=1e-5, warmup_steps=20),
         log_every_steps=5,
-        save_every_steps=50,
+        save_every_steps=110,
     )
 
 
@@ -89,7 +89,7 @@ def demo_stage2() -> ContrastiveRunConfig:
         # The paper's ρ belongs to 287 M parameters; it drowns the gradient of this model, which has under 1 M.
         update=UpdateConfig(learning_rate=3e-3, final_learning_rate=1e-5, warmup_steps=20, rho=0.005),
         log_every_steps=5,
-        save_every_steps=50,
+        save_every_steps=110,
     )
 
 
