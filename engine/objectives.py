@@ -72,6 +72,17 @@ class _Setting:
         size = self.micro_batch_size
         return [batch.select(i, min(i + size, batch.num_clips)) for i in range(0, batch.num_clips, size)]
 
+    def mask(self, spectrogram: Spectrogram, keep_counts: Tensor, batch: AudioTextBatch, step: int) -> MaskedPatches:
+        return patch_mask(
+            spectrogram.frames,
+            spectrogram.frame_offsets,
+            keep_counts,
+            batch.sample_index,
+            seed=self.seed,
+            step=step,
+            layout=self.layout,
+        )
+
 
 def _spectrogram(batch: AudioTextBatch) -> Spectrogram:
     spectrogram = log_mel(batch.wave, batch.wave_offsets)
@@ -97,17 +108,7 @@ class MaskedReconstruction:
         for micro in setting.micro_batches(batch):
             spectrogram = _spectrogram(micro)
             keep = keep_fraction(spectrogram.patch_counts, 1.0 - self.config.mask_ratio)
-            masked.append(
-                patch_mask(
-                    spectrogram.frames,
-                    spectrogram.frame_offsets,
-                    keep,
-                    micro.sample_index,
-                    seed=setting.seed,
-                    step=step,
-                    layout=setting.layout,
-                )
-            )
+            masked.append(setting.mask(spectrogram, keep, micro, step))
         return masked
 
     def backward(self, model: nn.Module, inputs: list[MaskedPatches]) -> Report:
@@ -188,15 +189,7 @@ class ContrastiveCaptioning:
         for micro in setting.micro_batches(batch):
             spectrogram = _spectrogram(micro)
             keep = keep_at_most(spectrogram.patch_counts, self.config.max_patches)
-            masked = patch_mask(
-                spectrogram.frames,
-                spectrogram.frame_offsets,
-                keep,
-                micro.sample_index,
-                seed=setting.seed,
-                step=step,
-                layout=setting.layout,
-            )
+            masked = setting.mask(spectrogram, keep, micro, step)
             key = DropoutKey(self.dropout, setting.seed, step, micro.sample_index)
             captions = self._captions(micro, global_clips, global_targets)
             inputs.append(_PairInputs(masked.kept, keep, captions, key))
