@@ -2,7 +2,8 @@
 
 ``auto`` takes the fused implementation where the tensor's device has one and the reference elsewhere; ``fused`` and
 ``reference`` insist. The choice is, from strongest to weakest: :func:`use_backend`, the environment variable
-``CACOPHONY_BACKEND``, ``auto``.
+``CACOPHONY_BACKEND``, ``auto``. On a CPU ``fused`` runs the CUDA kernels in Triton's interpreter where that was asked
+for (``TRITON_INTERPRET=1``): slow, for tests.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from ..errors import InputError
+from .triton_runtime import INTERPRETING
 
 Backend = Literal["auto", "fused", "reference"]
 
@@ -95,6 +97,8 @@ def choose(name: str, device: torch.device) -> Choice:
     fused = op.fused.get(device.type)
     if asked == "reference":
         return Choice(name, "reference", "backend reference was asked for", op.reference)
+    if fused is None and asked == "fused" and device.type == "cpu" and INTERPRETING and "cuda" in op.fused:
+        return Choice(name, "fused", "backend fused was asked for, in Triton's interpreter", op.fused["cuda"])
     if fused is not None:
         reason = "backend fused was asked for" if asked == "fused" else f"{device.type} has a fused implementation"
         return Choice(name, "fused", reason, fused)

@@ -1,5 +1,6 @@
-"""Stage 2's gradient against one written without micro-batches, in a single graph."""
+"""Stage 2's gradient against one written without micro-batches, in a single graph, in float64."""
 
+import copy
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -50,12 +51,14 @@ def gradients(model: AudioText) -> dict[str, Tensor]:
 def literal(
     model: AudioText, batch: AudioTextBatch, config: ContrastiveObjectiveConfig, dropout: float
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    """Losses, the gradients of their weighted sum, and the patches of each clip."""
+    """Losses, the gradients of their weighted sum, and the patches of each clip; float64 from the patches on."""
+    model = copy.deepcopy(model).double()
     spectrogram = log_mel(batch.wave, batch.wave_offsets)
     keep = keep_at_most(spectrogram.patch_counts, config.max_patches)
     patches = patch_mask(
         spectrogram.frames, spectrogram.frame_offsets, keep, batch.sample_index, seed=SEED, step=STEP, layout="padded"
     ).kept
+    patches = replace(patches, values=patches.values.double())
     packed = Packed.from_lengths(batch.token_lengths)
     layout = padded_layout(packed)
     token_ids = pad(batch.token_ids.long(), packed)
@@ -112,7 +115,9 @@ def assert_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]):
     noise = 3e-7 * max(float(g.abs().max()) for g in expected.values())
     for name, gradient in expected.items():
         budget = max(1e-5 * float(gradient.abs().max()), noise)
-        torch.testing.assert_close(found[name], gradient, rtol=0, atol=budget, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name].double(), gradient, rtol=0, atol=budget, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])

@@ -1,0 +1,77 @@
+"""What an op promises: inputs at the paper's and at small odd shapes, compulsory work, error budget, rivals.
+
+Tests, benches, the compile gate and ``cacophony parity`` iterate over the specs; an op's file ends with its ``SPEC``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+Inputs = Mapping[str, Any]
+"""Keyword arguments of an op's public function: tensors, layouts, numbers."""
+
+
+class MakeInputs(Protocol):
+    """Makes the inputs of a case; tensors that have a gradient ask for it (``requires_grad``)."""
+
+    def __call__(self, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Inputs:
+        """Draw on the host from ``generator``, so that every device sees the same numbers."""
+        ...
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of one shape. ``paper`` cases have the paper's shapes, for benches; the others are small, for tests."""
+
+    name: str
+    make: MakeInputs = field(repr=False)
+    paper: bool = False
+
+    def inputs(self, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Inputs:
+        """Return the inputs on ``device``, floating tensors in ``dtype``; the same ``seed`` gives the same numbers."""
+        return self.make(torch.Generator().manual_seed(seed), device, dtype)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call cannot do without: bytes moved between chip and memory, floating-point operations."""
+
+    bytes: int
+    flops: int = 0
+
+
+@dataclass(frozen=True)
+class ErrorBudget:
+    """The error allowed an implementation: ``factor`` times plain PyTorch's in that dtype, plus a floor.
+
+    Both errors are the largest over a tensor, against float64; the floor is ``floor_ulps`` units in the last place of
+    the dtype at the truth's largest magnitude, for cases in which PyTorch happens to be exact.
+    """
+
+    factor: float = 2.0
+    floor_ulps: float = 2.0
+
+    def limit(self, reference_error: float, largest: float, dtype: torch.dtype) -> float:
+        """Return the largest error allowed beside a reference's error and the truth's ``largest`` magnitude."""
+        return self.factor * reference_error + self.floor_ulps * torch.finfo(dtype).eps * largest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """An op's promises; ``op`` is the public function, ``reference`` the plain PyTorch one with the same arguments."""
+
+    name: str
+    op: Callable[..., Any] = field(repr=False)
+    reference: Callable[..., Any] = field(repr=False)
+    cases: tuple[Case, ...]
+    forward: Callable[[Inputs], Work] = field(repr=False)
+    backward: Callable[[Inputs], Work] | None = field(repr=False, default=None)
+    budget: ErrorBudget = ErrorBudget()
+    rivals: Mapping[str, Callable[..., Any]] = field(repr=False, default_factory=dict)
+    """Other people's implementations by name, called as ``op``; each imports its package when called."""
+
+    def case(self, name: str) -> Case:
+        """Return the case called ``name``."""
+        return next(case for case in self.cases if case.name == name)
