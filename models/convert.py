@@ -9,9 +9,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .authors_tree import AUDIO_LAYER, SCANNED, Shape, Tree, authors_shapes, rules
-from .config import AudioMAEConfig, AudioTextConfig, TextConfig, TransformerConfig
-
-NetworkConfig = AudioMAEConfig | AudioTextConfig
+from .config import AudioMAEConfig, AudioTextConfig, NetworkConfig, TextConfig, TransformerConfig
 
 _MOST_LAYERS = 256  # a damaged shape must not make us build a billion of them
 
