@@ -34,7 +34,7 @@ class LayerNormFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # type: ignore[override]
         """Run backward; an output nobody used has no gradient."""
         d_normed, d_new_residual = gradients
         h, weight, mean, rstd, *rows = ctx.saved_tensors
