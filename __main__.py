@@ -23,6 +23,7 @@ from .engine.commands import (
 )
 from .engine.demo import demo_command
 from .engine.flags import command
+from .engine.parity_command import parity_command
 from .errors import InputError, RunError
 
 Command = Callable[[Sequence[str]], int]
@@ -41,6 +42,7 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     ),
     "embed": ("embeddings of audio files", command(embed_command, "cacophony embed")),
     "caption": ("captions of audio files", command(caption_command, "cacophony caption")),
+    "parity": ("compare ops and a model's step with the truth", command(parity_command, "cacophony parity")),
     "bench steps": ("time of a step of both stages", command(steps_command, "cacophony bench steps")),
     "doctor": ("what this machine and installation can do", command(doctor_command, "cacophony doctor")),
 }

@@ -91,6 +91,10 @@ def _spectrogram(batch: AudioTextBatch) -> Spectrogram:
     return spectrogram
 
 
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.element_size() < 4 else x
+
+
 def _backward(tensors: list[Tensor], gradients: list[Tensor | None]) -> None:
     torch.autograd.backward(tensors, gradients)
 
@@ -119,7 +123,7 @@ class MaskedReconstruction:
         for masked in inputs:
             total += self._selected(masked).sum()
         denominator = world.sum_(total)
-        loss = torch.zeros((), device=world.device)
+        losses: list[Tensor] = []
         valid_tokens = flops = 0
         for masked in inputs:
             with self.setting.autocast():
@@ -133,12 +137,12 @@ class MaskedReconstruction:
                     unbiased=self.config.unbiased_variance,
                 )
             _backward([micro_loss], [None])
-            loss += micro_loss.detach()
+            losses.append(micro_loss.detach())
             visible, restore = masked.kept.layout.lengths.cpu(), masked.restore.layout.lengths.cpu()
             valid_tokens += int((2 * visible + restore).sum())
             flops += 3 * model.flops(visible, restore)
         world.sum_gradients_(model)
-        return Report({"loss": world.sum_(loss)}, valid_tokens, flops)
+        return Report({"loss": world.sum_(torch.stack(losses).sum())}, valid_tokens, flops)
 
     def _join(self, masked: MaskedPatches, visible: Tensor, restore: Tensor) -> Tensor:
         return interleave(visible, restore, masked.kept.layout, masked.restore.layout)
@@ -224,12 +228,12 @@ class ContrastiveCaptioning:
         kept = [self._embed(model, micro) if keep else None for micro in inputs]
         with torch.no_grad():
             embedded = [encoded or self._embed(model, micro) for encoded, micro in zip(kept, inputs, strict=True)]
-            audio = torch.cat([encoded.audio_embedding for encoded in embedded]).float()
-            text = torch.cat([encoded.text_embedding for encoded in embedded]).float()
+            audio = _at_least_float32(torch.cat([encoded.audio_embedding for encoded in embedded]))
+            text = _at_least_float32(torch.cat([encoded.text_embedding for encoded in embedded]))
             del embedded
         contrastive, audio_gradient, text_gradient = self._contrastive_gradient(model, audio, text)
 
-        captioning = torch.zeros((), device=world.device)
+        captions: list[Tensor] = []
         start = 0
         for number, micro in enumerate(inputs):
             encoded = kept[number] or self._embed(model, micro)
@@ -245,9 +249,9 @@ class ContrastiveCaptioning:
                     None,
                 ],
             )
-            captioning += micro_caption.detach()
+            captions.append(micro_caption.detach())
         world.sum_gradients_(model)
-        captioning = world.sum_(captioning)
+        captioning = world.sum_(torch.stack(captions).sum())
         losses = {
             "loss": contrastive + self.config.caption_weight * captioning,
             "contrastive": contrastive,

@@ -1,6 +1,7 @@
 """Scaled dot-product attention over padded or packed sequences: self, causal and cross."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from . import backend
 from .dropout import DropoutKey, attention_dropout
 from .layout import Layout, Packed, Padded, pad, padded_layout, unpad
+from .spec import Case, Inputs, MakeInputs, Spec, Work
 
 
 def attention(
@@ -71,3 +73,57 @@ def attention_reference(
 
 
 _dispatch = backend.register("attention", reference=attention_reference)
+
+
+def _sequences(
+    query_lengths: list[int],
+    key_lengths: list[int] | None = None,
+    *,
+    heads: int,
+    head_dim: int,
+    causal: bool = False,
+    padded: bool = False,
+) -> MakeInputs:
+    """Self-attention, or cross-attention to sequences of ``key_lengths``."""
+
+    def make(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Inputs:
+        inputs: dict[str, Any] = {"causal": causal, "dropout": None}
+        for names, lengths in ((("query",), query_lengths), (("key", "value"), key_lengths or query_lengths)):
+            packed = Packed.from_lengths(lengths, device)
+            slots = (len(lengths), packed.padded_width) if padded else (packed.total,)
+            for name in names:
+                values = torch.randn((*slots, heads, head_dim), generator=generator)
+                inputs[name] = values.to(device, dtype).requires_grad_()
+            inputs[f"{names[0]}_layout"] = padded_layout(packed) if padded else packed
+        return inputs
+
+    return make
+
+
+def _work(inputs: Inputs, products: int, passes: int) -> Work:
+    """``products`` matrix products over all pairs of valid tokens, causal or not, and ``passes`` over q."""
+    query, key, value = inputs["query"], inputs["key"], inputs["value"]
+    pairs = int((inputs["query_layout"].lengths.cpu() * inputs["key_layout"].lengths.cpu()).sum())
+    flops = 2 * products * pairs * query.shape[-2] * query.shape[-1]
+    return Work(bytes=passes * (query.nbytes + (key.nbytes + value.nbytes) // 2), flops=flops)
+
+
+SPEC = Spec(
+    name="attention",
+    op=attention,
+    reference=attention_reference,
+    cases=(
+        Case("packed", _sequences([5, 1, 9], heads=2, head_dim=24)),
+        Case("padded", _sequences([5, 1, 9], heads=2, head_dim=24, padded=True)),
+        Case("causal", _sequences([7, 3, 18], heads=3, head_dim=16, causal=True)),
+        Case("cross", _sequences([7, 3], [40, 8], heads=2, head_dim=16)),
+        Case("a padded sequence with no key", _sequences([4, 0], heads=2, head_dim=8, padded=True)),
+        Case("stage 1, encoder", _sequences([150] * 512, heads=8, head_dim=96), paper=True),
+        Case("stage 1, decoder", _sequences([750] * 128, heads=8, head_dim=96), paper=True),
+        Case("stage 2, audio", _sequences([512] * 256, heads=8, head_dim=96), paper=True),
+        Case("stage 2, captions", _sequences([18] * 4096, heads=12, head_dim=64, causal=True), paper=True),
+        Case("stage 2, cross", _sequences([18] * 256, [512] * 256, heads=12, head_dim=64), paper=True),
+    ),
+    forward=lambda inputs: _work(inputs, 2, 2),
+    backward=lambda inputs: _work(inputs, 5, 4),
+)

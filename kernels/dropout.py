@@ -12,7 +12,8 @@ from torch import Tensor
 
 from . import backend, counter_rng
 from .counter_rng import device_fold, device_random_bits, device_root_key
-from .layout import Layout, Padded
+from .layout import Layout, Packed, Padded, padded_layout
+from .spec import Case, Inputs, MakeInputs, Spec, Work
 from .triton_runtime import jit, tl
 
 
@@ -114,3 +115,35 @@ def device_kept(row, column, in_row, sample_index, sequence_ids, positions, row_
 
 
 _dispatch = backend.register("dropout", reference=dropout_reference)
+
+
+def _tokens(lengths: list[int], width: int, rate: float, *, padded: bool = False) -> MakeInputs:
+    def make(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Inputs:
+        packed = Packed.from_lengths(lengths, device)
+        shape = (len(lengths), packed.padded_width, width) if padded else (packed.total, width)
+        sample_index = torch.randint(2**40, (len(lengths),), generator=generator).to(device)
+        return {
+            "x": torch.randn(shape, generator=generator).to(device, dtype).requires_grad_(),
+            "key": DropoutKey(rate, 2**40 + 3, 7, sample_index),
+            "layout": padded_layout(packed) if padded else packed,
+        }
+
+    return make
+
+
+def _work(inputs: Inputs) -> Work:
+    return Work(bytes=2 * inputs["x"].nbytes)
+
+
+SPEC = Spec(
+    name="dropout",
+    op=dropout,
+    reference=dropout_reference,
+    cases=(
+        Case("packed", _tokens([5, 0, 9], 48, 0.1)),
+        Case("padded", _tokens([5, 0, 9], 48, 0.3, padded=True)),
+        Case("captions", _tokens([18] * 4096, 768, 0.1), paper=True),
+    ),
+    forward=_work,
+    backward=_work,
+)

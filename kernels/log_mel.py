@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import backend
 from .layout import PatchPositions
+from .spec import Case, Inputs, MakeInputs, Spec, Work
 
 SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples
@@ -117,3 +118,35 @@ def patch_values(spectrogram: Spectrogram, clip: Tensor, positions: PatchPositio
     frames = first_frame[:, None, None] + side[None, :, None]
     bands = (positions.freq * PATCH_SIDE)[:, None, None] + side[None, None, :]
     return spectrogram.frames[frames, bands].flatten(1)
+
+
+def _clips(samples: list[int], *, integer: bool = False, level: float = 0.1) -> MakeInputs:
+    def make(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Inputs:
+        wave = torch.randn(sum(samples), generator=generator) * level
+        wave = (wave * 32768.0).clamp(-32768, 32767).to(torch.int16) if integer else wave
+        return {"wave": wave.to(device), "wave_offsets": torch.tensor([0, *samples]).cumsum(0)}
+
+    return make
+
+
+def _forward_work(inputs: Inputs) -> Work:
+    """The wave is read, the frames are written; a frame is a 512-point real FFT and 500 weights of mel triangles."""
+    wave, frames = inputs["wave"], int(num_frames(inputs["wave_offsets"].diff()).sum())
+    return Work(bytes=wave.nbytes + frames * MEL_BANDS * 4, flops=frames * (5 * 256 * 8 + 2 * 500))
+
+
+SPEC = Spec(
+    name="log_mel",
+    op=log_mel,
+    reference=log_mel_reference,
+    cases=(
+        Case("int16", _clips([5_000, 400, 2_401], integer=True)),
+        Case("float", _clips([3_333, 16_000])),
+        Case("one sample", _clips([1])),
+        Case("silence", _clips([2_500], level=0.0)),
+        Case("no clip", _clips([])),
+        Case("stage 1", _clips([240_000] * 128, integer=True), paper=True),
+        Case("stage 2", _clips([163_840] * 256, integer=True), paper=True),
+    ),
+    forward=_forward_work,
+)

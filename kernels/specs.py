@@ -1,9 +1,16 @@
-"""Every op's SPEC: what tests, benches and the compile gate iterate over. Ops do not import this file."""
+"""Every op's SPEC: what tests, benches, the compile gate and `cacophony parity` iterate over. Ops do not import it."""
 
-from . import layer_norm
+from . import attention, attention_pool, caption_loss, dropout, info_nce, layer_norm, linear, log_mel
 from .spec import Spec
 
 SPECS: tuple[Spec, ...] = (
+    log_mel.SPEC,
     layer_norm.SPEC,
     layer_norm.ADD_SPEC,
+    linear.SPEC,
+    attention.SPEC,
+    attention_pool.SPEC,
+    dropout.SPEC,
+    info_nce.SPEC,
+    caption_loss.SPEC,
 )
