@@ -32,7 +32,7 @@ def test_the_reference_path_is_within_its_own_budget(request: pytest.FixtureRequ
     steps = {(f"{what} of a step", precision) for what in ("losses", "gradients") for precision in ("fp32", "bf16")}
     assert rows.keys() >= steps | {(spec.name, "fp32") for spec in SPECS}
     # In float32 the step is exact to rounding; in bfloat16 it is not: the truth is neither of them.
-    assert rows["gradients of a step", "fp32"]["error"] < 1e-3 * rows["gradients of a step", "bf16"]["error"]
+    assert rows["gradients of a step", "fp32"]["error"] < 1e-2 * rows["gradients of a step", "bf16"]["error"]
     assert rows["gradients of a step", "fp32"]["error"] > 0.0
 
 
@@ -78,9 +78,7 @@ def test_another_order_of_sums_is_within_the_budget(mae_run: Path, tmp_path: Pat
         middle = weight.shape[1] // 2
         part = torch.nn.functional.linear(x[..., :middle], weight[:, :middle])
         whole = part + torch.nn.functional.linear(x[..., middle:], weight[:, middle:]) + bias
-        return {"silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu, None: lambda y: y}[activation](
-            whole
-        )
+        return linear_reference(whole, torch.eye(len(bias)), torch.zeros_like(bias), activation)
 
     use_as_fused(monkeypatch, halves)
     code, rows = run(mae_run, tmp_path, "--precision", "fp32", "--clips", "2")
