@@ -45,7 +45,7 @@ def read_tree(path: str | os.PathLike[str], progress: Progress | None = None) ->
     try:
         data = _mapped(file)
         _check_format(data)
-        leaves = dict(_leaves(_parameters(index(data)), ()))
+        leaves = _parameters(index(data))
         tree: dict[str, np.ndarray] = {}
         for done, (name, leaf) in enumerate(leaves.items(), 1):
             tree[name] = _array(data, name, leaf)
@@ -118,17 +118,18 @@ def _check_format(data: Buffer) -> None:
 
 
 def _parameters(top: Node) -> dict[str, Node]:
-    """Return the tree below ``params``, whichever of the three forms the file has."""
+    """Return the leaves below ``params``, whichever of the three forms the file has."""
     state: Node = top
     if isinstance(top, list):
         state = top[0] if top else None
     elif isinstance(top, dict) and "params" not in top:
         state = top.get("0")
     params = state.get("params") if isinstance(state, dict) else None
-    if not isinstance(params, dict) or not params:
+    leaves = dict(_leaves(params, ())) if isinstance(params, dict) else {}
+    if not leaves:
         found = ", ".join(list(top)[:6]) if isinstance(top, dict) else "a list"
         raise InputError(f"holds no params; expected {_FORMS} in msgpack, found {found or 'nothing'}")
-    return params
+    return leaves
 
 
 def _leaves(node: dict[str, Node], above: tuple[str, ...]) -> Iterator[tuple[str, Node]]:
@@ -175,11 +176,7 @@ def _stored(data: Buffer, name: str, leaf: Node) -> tuple[tuple[int, ...], str, 
         )
     if not isinstance(leaf, Span) or leaf.code not in (_ARRAY, _SCALAR):
         raise InputError(f"leaf {name} is not an array; expected flax's msgpack form of one")
-    try:
-        fields = index(data, leaf.start, leaf.stop)
-    except InputError as error:
-        raise InputError(f"leaf {name}: {error}") from None
-    match fields:
+    match index(data, leaf.start, leaf.stop, name):
         case [list() as sizes, str() as dtype, Span(code=None) as span]:
             pass
         case _:

@@ -46,13 +46,15 @@ _LENGTHS = {
 }  # fmt: skip
 
 
-def index(data: Buffer, start: int = 0, stop: int | None = None) -> Node:
+def index(data: Buffer, start: int = 0, stop: int | None = None, path: str = "") -> Node:
     """Return the one value that the bytes ``[start, stop)`` of ``data`` encode, binary and extension values as spans.
+
+    ``path`` is where it lies in a larger whole, for messages.
 
     Raises InputError, with the path and the byte where it was found, if the bytes are not one whole value, a map has a
     key that is not a name or that it has already, or there are more values or levels than any checkpoint has.
     """
-    reader = _Reader(data, start, len(data) if stop is None else stop)
+    reader = _Reader(data, start, len(data) if stop is None else stop, path)
     value = reader.value()
     if reader.left:
         raise reader.error(f"{reader.left} bytes follow the end of the data")
@@ -60,12 +62,12 @@ def index(data: Buffer, start: int = 0, stop: int | None = None) -> Node:
 
 
 class _Reader:
-    def __init__(self, data: Buffer, start: int, stop: int) -> None:
+    def __init__(self, data: Buffer, start: int, stop: int, path: str) -> None:
         self._data = data
         self._at = start
         self._stop = stop
         self._values = 0
-        self._path: list[str] = []
+        self._path = [path] if path else []
 
     @property
     def left(self) -> int:
