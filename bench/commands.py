@@ -8,8 +8,8 @@ import tyro
 
 from ..engine.commands import check_writable
 from ..engine.distributed import choose_device
-from ..engine.json_file import write_json
 from ..errors import InputError
+from ..json_file import write_json
 from .steps import bench_steps, format_table, report
 
 

@@ -18,6 +18,8 @@ PAD = 1
 EOS = 2
 UNK = 3
 
+TOKENIZER_FILE = "tokenizer.json"
+
 _SPECIAL = {"<s>": BOS, "<pad>": PAD, "</s>": EOS, "<unk>": UNK}
 _MASK_TOKEN = "<mask>"
 _MIN_VOCAB = len(_SPECIAL) + 1 + 256
@@ -71,9 +73,9 @@ class CaptionTokenizer:
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".tokenizer-") as scratch:
-            unfinished = Path(scratch) / "tokenizer.json"
+            unfinished = Path(scratch) / TOKENIZER_FILE
             unfinished.write_text(self._backend.to_str(), encoding="utf-8")
-            unfinished.replace(folder / "tokenizer.json")
+            unfinished.replace(folder / TOKENIZER_FILE)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> "CaptionTokenizer":
@@ -82,7 +84,7 @@ class CaptionTokenizer:
         Raises `InputError` when the files are missing or malformed, or the special ids are not RoBERTa's.
         """
         folder = Path(directory)
-        whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
+        whole, vocab, merges = folder / TOKENIZER_FILE, folder / "vocab.json", folder / "merges.txt"
         try:
             if whole.is_file():
                 return cls(Tokenizer.from_file(str(whole)), str(whole))
@@ -105,11 +107,11 @@ class CaptionTokenizer:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                cached = huggingface_hub.try_to_load_from_cache(name, "tokenizer.json")
+                cached = huggingface_hub.try_to_load_from_cache(name, TOKENIZER_FILE)
                 if isinstance(cached, str):
                     return cls(Tokenizer.from_file(cached), f"tokenizer {name}")
                 # A download retries for half a minute and logs each failure; this asks once.
-                url = huggingface_hub.hf_hub_url(name, "tokenizer.json")
+                url = huggingface_hub.hf_hub_url(name, TOKENIZER_FILE)
                 huggingface_hub.get_hf_file_metadata(url, timeout=_HUB_SECONDS)
                 backend = Tokenizer.from_pretrained(name)
         except InputError:

@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .config_io import read_json
+from ..json_file import read_json
+from ..models.model_directory import MODEL_FILE
+from ..models.weights import save_tensors
 
-MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
-
-Shape = tuple[int, ...]
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -56,8 +54,8 @@ def save_checkpoint(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        _save_tensors(model.state_dict(), temporary / MODEL_FILE)
-        _save_tensors(optimizer_state, temporary / OPTIMIZER_FILE)
+        save_tensors(model.state_dict(), temporary / MODEL_FILE)
+        save_tensors(optimizer_state, temporary / OPTIMIZER_FILE)
         (temporary / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         for file in temporary.iterdir():
             _sync(file)
@@ -87,41 +85,6 @@ def discard_unfinished(run: Path) -> None:
 def load_state(checkpoint: Path) -> dict[str, Any]:
     """Return the trainer's state of a checkpoint; raises InputError where it is missing or damaged."""
     return read_json(checkpoint / STATE_FILE)
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; raises InputError where it is missing, truncated or not one."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path}: is missing, truncated or not safetensors ({error})") from None
-
-
-def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Copy ``tensors`` into ``module``'s parameters.
-
-    Raises InputError that names the first tensor that is missing, unexpected or of another shape.
-    """
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    check_tensors(found, {name: tuple(own.shape) for name, own in module.state_dict().items()}, source)
-    module.load_state_dict(dict(tensors))
-
-
-def check_tensors(found: Mapping[str, Shape], expected: Mapping[str, Shape], source: Path) -> None:
-    """Raise InputError that names the first tensor that is missing, unexpected or of another shape."""
-    for name, shape in expected.items():
-        if name not in found:
-            raise InputError(f"{source}: tensor {name} is missing; is this a checkpoint of another model or stage?")
-        if found[name] != shape:
-            raise InputError(f"{source}: tensor {name} has shape {found[name]}, the model expects {shape}")
-    for name in found:
-        if name not in expected:
-            raise InputError(f"{source}: tensor {name} is not in the model; is this a checkpoint of another model?")
-
-
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _sync(path: Path) -> None:

@@ -17,14 +17,14 @@ import tyro
 
 from ..data.audio import printable
 from ..errors import InputError
+from ..json_file import write_json
 from ..kernels import backend
+from ..models.config_io import merge, read_toml
 from .config import RUN_CONFIGS, ContrastiveRunConfig, MaeRunConfig, Stage
-from .config_io import merge, read_toml
 from .evaluate.retrieval import evaluate_retrieval
 from .evaluate.retrieval_metrics import format_table
 from .flags import parse_flags
 from .inference import Cacophony, Method, load
-from .json_file import write_json
 from .presets import preset as preset_named
 from .run_directory import is_run, read_record
 from .trainer import train
@@ -46,7 +46,8 @@ class TrainArguments:
     config: Path | None = None
     """TOML file with fields that replace the preset's."""
     init: Path | None = None
-    """Stage-1 run whose weights start this one (stage 2 takes its audio encoder)."""
+    """Model directory whose weights start this run: a stage-1 run or a converted AudioMAE (stage 2 takes its audio
+    encoder), or a model of the same stage."""
     resume: bool = False
     """Continue the run in --out; where there is none, start it."""
 
@@ -120,7 +121,7 @@ def retrieval_command(
     """Rank clips for captions and captions for clips: R@1/5/10 and mAP@10 in both directions.
 
     Args:
-        run: Stage-2 run directory.
+        run: Stage-2 run, or a converted checkpoint.
         data: Directory written by `cacophony pack`, with captions.
         json_file: File to write the same figures to as JSON.
         device: cpu, cuda, …; auto takes a GPU where there is one.
@@ -146,7 +147,7 @@ def embed_command(
     """Embed audio files: an .npz with `audio` (float32, one unit vector a row) and `names`.
 
     Args:
-        run: Stage-2 run directory.
+        run: Stage-2 run, or a converted checkpoint.
         files: Audio files, any rate and number of channels.
         out: File to write.
         device: cpu, cuda, …; auto takes a GPU where there is one.
@@ -177,7 +178,7 @@ def caption_command(
     """Caption audio files, one line each.
 
     Args:
-        run: Stage-2 run directory.
+        run: Stage-2 run, or a converted checkpoint.
         files: Audio files, any rate and number of channels.
         method: Draw from softmax(logits / temperature), take the likeliest token, or search with several beams.
         temperature: Of sampling.

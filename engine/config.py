@@ -15,6 +15,8 @@ from ..models.config import AudioMAEConfig, AudioTextConfig
 
 Precision = Literal["fp32", "bf16"]
 
+RANDOM_TEXT = "random"
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -223,6 +225,8 @@ class ContrastiveRunConfig(RunConfig):
     """The input."""
     objective: ContrastiveObjectiveConfig = field(default_factory=ContrastiveObjectiveConfig)
     """The loss."""
+    text_init: str = RANDOM_TEXT
+    """First weights of the text encoder: "random", or a RoBERTa, in a local directory or on the Hugging Face hub."""
 
     def __post_init__(self) -> None:
         """Check that captions fit the position table."""

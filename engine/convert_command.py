@@ -22,6 +22,7 @@ from ..models.model_directory import MODEL_FILE, is_model_directory, read_config
 from ..models.weights import check_tensors, load_tensors
 from .commands import check_writable
 
+
 def convert_command(
     source: tyro.conf.Positional[Path],
     /,
@@ -43,25 +44,17 @@ def convert_command(
         pool_heads: Heads of the audio pooler, which a checkpoint does not tell; the paper's 8 unless given.
         to_authors: Write the authors' format (flax's legacy msgpack file) instead of reading it.
     """
-    flags = {"--tokenizer": tokenizer, "--text-heads": text_heads, "--pool-heads": pool_heads}
-    given = [name for name, value in flags.items() if value is not None]
+    heads = {name: n for name, n in (("text_heads", text_heads), ("pool_heads", pool_heads)) if n is not None}
     if not to_authors:
-        _convert_from_authors(source, out, tokenizer, text_heads, pool_heads, given)
-    elif given:
-        raise InputError(f"{given[0]} is of no use with --to-authors, since the model directory has it; leave it out")
+        _convert_from_authors(source, out, tokenizer, heads)
+    elif heads or tokenizer is not None:
+        raise InputError("--tokenizer, --text-heads and --pool-heads do not go with --to-authors; leave them out")
     else:
         _convert_to_authors(source, out)
     return 0
 
 
-def _convert_from_authors(
-    source: Path,
-    out: Path,
-    tokenizer_directory: Path | None,
-    text_heads: int | None,
-    pool_heads: int | None,
-    text_flags: list[str],
-) -> None:
+def _convert_from_authors(source: Path, out: Path, tokenizer_directory: Path | None, heads: Mapping[str, int]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is not empty; choose another --out")
     if is_model_directory(source):
@@ -71,35 +64,30 @@ def _convert_from_authors(
         tree = read_tree(source, stage("reading"))
         try:
             config = infer_config(tree, **heads)
-            _check_text_flags(config, tokenizer, tokenizer_directory, text_flags)
+            _check_text(config, tokenizer, heads)
             state = from_authors(tree, config, stage("converting"))
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
-        del tree  # the mapped file is in memory no longer than needed
+        del tree  # the mapped file, or float32 copies of another dtype, would stay in memory while we write
         stage(f"writing {out}")
         _write_directory(out, config, state, tokenizer)
-    print(f"{out}: {_describe(config)}, {_millions(state)} parameters")
+    print(f"{out}: {_describe(config)}; {_size(state)}")
     if isinstance(config, AudioTextConfig):
-        assumed = [name for name in ("--text-heads", "--pool-heads") if name not in text_flags]
-        if assumed:
-            print(
-                f"{config.text.heads} text heads and {config.pool_heads} pooler heads; a checkpoint does not tell them: "
-                f"{' and '.join(assumed)} as in the paper"
-            )
+        for flag, name in (("text_heads", "text"), ("pool_heads", "pooler")):
+            if flag not in heads:
+                print(f"{name} heads: the paper's, since a checkpoint does not tell; --{flag.replace('_', '-')} if not")
         if tokenizer is None:
-            print("no tokenizer: text goes in and captions come out as token ids; --tokenizer DIR adds one")
+            print("tokenizer: none, so text goes in and captions come out as token ids; --tokenizer adds one")
 
 
-def _check_text_flags(
-    config: NetworkConfig, tokenizer: CaptionTokenizer | None, directory: Path | None, text_flags: list[str]
-) -> None:
+def _check_text(config: NetworkConfig, tokenizer: CaptionTokenizer | None, heads: Mapping[str, int]) -> None:
     if isinstance(config, AudioMAEConfig):
-        if text_flags:
-            raise InputError(f"is an AudioMAE, which has no use for {text_flags[0]}; leave it out")
+        if heads or tokenizer is not None:
+            raise InputError("is an AudioMAE, without text; leave --tokenizer, --text-heads and --pool-heads out")
     elif tokenizer is not None and tokenizer.vocab_size > config.text.vocab_size:
         raise InputError(
-            f"has {config.text.vocab_size} word embeddings, fewer than the {tokenizer.vocab_size} entries of the "
-            f"tokenizer {directory}; take the tokenizer it was trained with"
+            f"has {config.text.vocab_size} word embeddings, fewer than the tokenizer's {tokenizer.vocab_size} entries; "
+            "take the tokenizer it was trained with"
         )
 
 
@@ -135,9 +123,9 @@ def _convert_to_authors(source: Path, out: Path) -> None:
         stage("converting")
         tree = to_authors(state, config)
         write_tree(out, tree, stage(f"writing {out}"))
-    print(f"{out}: {_describe(config)}, {_millions(state)} parameters, as a flax checkpoint")
+    print(f"{out}: {_describe(config)}; {_size(state)}")
     if isinstance(config, AudioTextConfig):
-        print(f"it does not tell its heads: --text-heads {config.text.heads} --pool-heads {config.pool_heads}")
+        print(f"heads, which it does not tell: --text-heads {config.text.heads} --pool-heads {config.pool_heads}")
 
 
 def _check_state(state: Mapping[str, Tensor], config: NetworkConfig, file: Path) -> None:
@@ -155,9 +143,9 @@ def _describe(config: NetworkConfig) -> str:
         return f"AudioMAE; encoder {_sizes(config.encoder)}; decoder {_sizes(config.decoder)}"
     text = config.text
     return (
-        f"Cacophony; audio encoder {_sizes(config.audio)}; text encoder {_sizes(text)}, {text.vocab_size} words, "
-        f"{text.max_positions} positions; caption decoder {config.caption_layers} layers; "
-        f"embeddings of {config.projection_width}"
+        f"Cacophony; audio encoder {_sizes(config.audio)}, pooled by {config.pool_heads} heads; text encoder "
+        f"{_sizes(text)}, {text.vocab_size} tokens, {text.max_positions} positions; caption decoder "
+        f"{config.caption_layers} layers; embeddings of {config.projection_width}"
     )
 
 
@@ -165,8 +153,8 @@ def _sizes(config: TransformerConfig) -> str:
     return f"{config.layers} layers of {config.width}, {config.heads} heads, feed-forward {config.mlp_width}"
 
 
-def _millions(state: Mapping[str, Tensor]) -> str:
-    return f"{sum(tensor.numel() for tensor in state.values()) / 1e6:.2f} M"
+def _size(state: Mapping[str, Tensor]) -> str:
+    return f"{sum(tensor.numel() for tensor in state.values()) / 1e6:.2f} M parameters"
 
 
 @contextlib.contextmanager

@@ -7,12 +7,12 @@ from typing import Any
 
 from ..data.pack import pack
 from ..data.synthetic import Corpus, make_corpus
+from ..json_file import write_json
 from .config import ContrastiveRunConfig, MaeRunConfig, Stage
 from .evaluate.retrieval import evaluate_retrieval
 from .evaluate.retrieval_metrics import format_table
 from .figures import embedding_map, modality_gap
 from .inference import load
-from .json_file import write_json
 from .presets import demo_stage1, demo_stage2
 from .reconstruction import draw_reconstruction
 from .run_directory import check_new

@@ -9,38 +9,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.audio import SAMPLE_RATE, read_audio
-from ..data.tokens import CaptionTokenizer
+from ..data.audio import read_audio
+from ..data.tokens import TOKENIZER_FILE, CaptionTokenizer
 from ..errors import InputError
 from ..kernels.layout import Packed, Patches, pad, padded_layout
-from ..kernels.log_mel import log_mel
-from ..kernels.patch_mask import keep_at_most, patch_mask
 from ..models.audio_text import AudioText
+from ..models.clip_patches import clip_patches, mono_wave
+from ..models.config import MAX_PATCHES, AudioTextConfig
 from ..models.generate import MAX_LENGTH, PAD, beam_search, sample
-from .checkpoint import MODEL_FILE, latest_checkpoint, load_into, load_tensors
-from .config import ContrastiveRunConfig
+from ..models.model_directory import read_config, read_max_text_tokens, read_model
 from .distributed import choose_device
-from .run_directory import TOKENIZER_DIRECTORY, read_record
 
 Audio = str | Path | np.ndarray | Tensor
+Text = str | Sequence[int]
 Method = Literal["sample", "greedy", "beam"]
-
-MAX_PATCHES = 1500  # 30 s of audio, the budget of the authors' evaluation on Clotho
 
 
 class Cacophony:
-    """An audio-text model with its tokenizer; made by :func:`load`."""
+    """An audio-text model with its tokenizer, if it has one; made by :func:`load`."""
 
     def __init__(
         self,
         model: AudioText,
-        tokenizer: CaptionTokenizer,
+        tokenizer: CaptionTokenizer | None,
         max_text_tokens: int,
         device: torch.device,
         max_patches: int = MAX_PATCHES,
         batch_size: int = 16,
     ) -> None:
-        """Take a model already on ``device``; longer clips are seen through ``max_patches`` of their patches."""
+        """Take a model already on ``device``; longer clips are seen through ``max_patches`` of their patches.
+
+        Without a ``tokenizer`` text goes in and comes out as token ids.
+        """
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.max_text_tokens = max_text_tokens
@@ -62,11 +62,14 @@ class Cacophony:
         return embeddings
 
     @torch.inference_mode()
-    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
-        """Return unit embeddings float32 ``[N, P]`` of ``texts``."""
+    def embed_text(self, texts: Sequence[Text]) -> np.ndarray:
+        """Return unit embeddings float32 ``[N, P]`` of ``texts``: strings, or token ids from ``<s>`` to ``</s>``.
+
+        Raises InputError for a string where there is no tokenizer, and for ids outside the vocabulary.
+        """
         embeddings = np.zeros((len(texts), self.model.config.projection_width), np.float32)
         for rows in self._batches(len(texts)):
-            tokens = self.tokenizer.encode([texts[i] for i in rows], self.max_text_tokens)
+            tokens = [self._tokens(texts[i]) for i in rows]
             packed = Packed.from_lengths([len(t) for t in tokens], self.device)
             layout = padded_layout(packed)
             token_ids = pad(torch.from_numpy(np.concatenate(tokens)).long().to(self.device), packed)
@@ -74,7 +77,6 @@ class Cacophony:
             embeddings[rows] = embedding.float().cpu().numpy()
         return embeddings
 
-    @torch.inference_mode()
     def caption(
         self,
         audio: Sequence[Audio],
@@ -87,69 +89,81 @@ class Cacophony:
         """Caption ``audio`` (as in :meth:`embed_audio`).
 
         ``sample`` draws from softmax(logits / temperature) with ``seed``; ``greedy`` takes the likeliest token;
-        ``beam`` keeps ``beams`` hypotheses.
+        ``beam`` keeps ``beams`` hypotheses. Raises InputError where there is no tokenizer.
         """
+        tokenizer = self._require_tokenizer("captions as text")
+        rows = self.caption_tokens(audio, method=method, temperature=temperature, beams=beams, seed=seed)
+        return [" ".join(tokenizer.decode(row).split()) for row in rows]
+
+    @torch.inference_mode()
+    def caption_tokens(
+        self,
+        audio: Sequence[Audio],
+        *,
+        method: Method = "sample",
+        temperature: float = 0.1,
+        beams: int = 3,
+        seed: int = 0,
+    ) -> list[list[int]]:
+        """Caption ``audio`` as :meth:`caption` does; returns token ids, ``<s>`` first, 0 after ``</s>``."""
         if not 0.0 < temperature < math.inf:
             raise InputError(f"temperature is {temperature}; expected more than 0 (greedy decoding is a method)")
         if beams < 1:
             raise InputError(f"beams is {beams}; expected at least 1")
+        heat = 0.0 if method == "greedy" else temperature
         max_length = min(MAX_LENGTH, self.model.config.text.max_positions)
-        captions: list[str] = []
+        captions: list[list[int]] = []
         for rows in self._batches(len(audio)):
             patches = self._patches([audio[i] for i in rows])
-            hidden = self.model.audio_encoder(patches)
+            hidden, layout = self.model.audio_encoder(patches), patches.layout
             if method == "beam":
-                ids = beam_search(self.model, hidden, patches.layout, beams=beams, max_length=max_length)
+                ids = beam_search(self.model, hidden, layout, beams=beams, max_length=max_length)
             else:
-                heat = 0.0 if method == "greedy" else temperature
-                ids = sample(
-                    self.model,
-                    hidden,
-                    patches.layout,
-                    temperature=heat,
-                    seed=seed,
-                    max_length=max_length,
-                )
-            captions.extend(" ".join(self.tokenizer.decode(row).split()) for row in ids.tolist())
+                ids = sample(self.model, hidden, layout, temperature=heat, seed=seed, max_length=max_length)
+            captions.extend(ids.tolist())
         return captions
+
+    def _tokens(self, text: Text) -> np.ndarray:
+        if isinstance(text, str):
+            return self._require_tokenizer("a text as a string").encode([text], self.max_text_tokens)[0]
+        ids = np.asarray(text, np.int32)
+        vocab_size, positions = self.model.config.text.vocab_size, self.model.config.text.max_positions
+        if ids.ndim != 1 or not 1 <= len(ids) <= positions or ids.min() < 0 or ids.max() >= vocab_size:
+            raise InputError(
+                f"token ids {str(text)[:60]}: expected a list of 1 to {positions} integers from 0 to {vocab_size - 1}"
+            )
+        return ids
+
+    def _require_tokenizer(self, what: str) -> CaptionTokenizer:
+        if self.tokenizer is None:
+            raise InputError(
+                f"the model has no tokenizer, which {what} needs; convert it with --tokenizer DIR, or use token ids"
+            )
+        return self.tokenizer
 
     def _batches(self, count: int) -> Iterator[list[int]]:
         for start in range(0, count, self.batch_size):
             yield list(range(start, min(start + self.batch_size, count)))
 
     def _patches(self, audio: Sequence[Audio]) -> Patches:
-        waves = [_wave(clip) for clip in audio]
-        wave = torch.cat(waves).to(self.device)
-        offsets = torch.tensor([0, *(len(w) for w in waves)]).cumsum(0)
-        spectrogram = log_mel(wave, offsets)
-        keep = keep_at_most(spectrogram.patch_counts, self.max_patches)
-        # One key for all clips: a clip's patches must not depend on which others it is embedded with.
-        same_key = torch.zeros(len(waves), dtype=torch.int64)
-        frames, frame_offsets = spectrogram.frames, spectrogram.frame_offsets
-        return patch_mask(frames, frame_offsets, keep, same_key, seed=0, step=0).kept
+        return clip_patches([_wave(clip) for clip in audio], self.max_patches, self.device)
 
 
 def load(path: str | Path, *, device: str = "auto", max_patches: int = MAX_PATCHES) -> Cacophony:
-    """Load the newest checkpoint of a stage-2 run directory for inference.
+    """Load an audio-text model for inference from a model directory: a stage-2 run, or a converted checkpoint.
 
-    Raises InputError where ``path`` is no such run or is damaged.
+    Raises InputError where ``path`` is no such directory or is damaged.
     """
-    run = Path(path)
-    record = read_record(run)
-    if not isinstance(record.config, ContrastiveRunConfig):
-        raise InputError(f"{run}: is a stage-1 run; expected a stage-2 run (cacophony train contrastive)")
+    directory = Path(path)
+    if not isinstance(read_config(directory), AudioTextConfig):
+        raise InputError(f"{directory}: holds a stage-1 model; expected stage 2 (cacophony train contrastive)")
     chosen = choose_device(device)
-    model = AudioText(record.config.model)
-    file = latest_checkpoint(run) / MODEL_FILE
-    load_into(model, load_tensors(file), file)
-    tokenizer = CaptionTokenizer.load(run / TOKENIZER_DIRECTORY)
-    return Cacophony(model.to(chosen), tokenizer, record.config.data.max_text_tokens, chosen, max_patches)
+    model = read_model(directory)
+    assert isinstance(model, AudioText)
+    tokenizer = CaptionTokenizer.load(directory) if (directory / TOKENIZER_FILE).is_file() else None
+    max_text_tokens = min(read_max_text_tokens(directory), model.config.text.max_positions)
+    return Cacophony(model.to(chosen), tokenizer, max_text_tokens, chosen, max_patches)
 
 
 def _wave(audio: Audio) -> Tensor:
-    if isinstance(audio, str | Path):
-        return torch.from_numpy(read_audio(Path(audio)))
-    wave = torch.as_tensor(audio)
-    if wave.dim() != 1:
-        raise InputError(f"a wave has shape {tuple(wave.shape)}; expected one dimension, {SAMPLE_RATE} Hz mono samples")
-    return wave.float() / 32768.0 if wave.dtype == torch.int16 else wave.float()
+    return torch.from_numpy(read_audio(Path(audio))) if isinstance(audio, str | Path) else mono_wave(audio)

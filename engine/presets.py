@@ -28,7 +28,7 @@ def paper_stage1() -> MaeRunConfig:
 
 
 def paper_stage2() -> ContrastiveRunConfig:
-    """Stage 2 as in the paper: batch 4096, 1e-5 to 1e-6 over 300k steps, 10k warm-up, SAM ρ 0.075, λ 1."""
+    """Stage 2 as in the paper: batch 4096, 1e-5 to 1e-6 over 300k steps, 10k warm-up, SAM ρ 0.075, λ 1, RoBERTa."""
     return ContrastiveRunConfig(
         model=AUDIO_TEXT_SIZES["paper"],
         batch_size=4096,
@@ -38,6 +38,7 @@ def paper_stage2() -> ContrastiveRunConfig:
             learning_rate=1e-5, final_learning_rate=1e-6, warmup_steps=10_000, weight_decay=0.01, rho=0.075
         ),
         objective=ContrastiveObjectiveConfig(caption_weight=1.0),
+        text_init="roberta-base",
     )
 
 
@@ -60,6 +61,7 @@ def ablation_stage2() -> ContrastiveRunConfig:
         steps=300_000,
         precision="bf16",
         update=paper_stage2().update,
+        text_init=paper_stage2().text_init,
     )
 
 

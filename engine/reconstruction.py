@@ -13,7 +13,7 @@ from ..kernels.log_mel import FREQ_PATCHES, MEL_BANDS, PATCH_SIDE, log_mel
 from ..kernels.mae_decoder_input import interleave
 from ..kernels.patch_mask import keep_fraction, patch_mask
 from ..models.audio_mae import AudioMAE
-from .checkpoint import MODEL_FILE, latest_checkpoint, load_into, load_tensors
+from ..models.model_directory import read_model
 from .config import MaeRunConfig
 from .figures import mel_reconstruction
 from .run_directory import read_record
@@ -29,9 +29,8 @@ def draw_reconstruction(run: Path, data: Path, clip: int, picture: Path) -> None
     record = read_record(run)
     if not isinstance(record.config, MaeRunConfig):
         raise InputError(f"{run}: is a {record.stage} run; expected a stage-1 run (cacophony train mae)")
-    model = AudioMAE(record.config.model)
-    file = latest_checkpoint(run) / MODEL_FILE
-    load_into(model, load_tensors(file), file)
+    model = read_model(run)
+    assert isinstance(model, AudioMAE)
     with Shards.open(data) as shards:
         wave = torch.from_numpy(shards.read(clip))
 

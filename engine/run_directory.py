@@ -1,10 +1,12 @@
 """A run directory: what it holds, how it begins, and how it may be continued.
 
-``config.json`` (stage, resolved configuration, data, versions), ``log.jsonl``, ``tensorboard/``, ``loss.png``,
-``tokenizer/`` (stage 2) and ``checkpoints/``.
+``run.json`` (stage, resolved configuration, data, versions), ``log.jsonl``, ``tensorboard/``, ``loss.png``,
+``checkpoints/``, and the newest checkpoint's model in the layout of :mod:`cacophony.models.model_directory`.
 """
 
+import os
 import platform
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,12 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..json_file import read_json, write_json
+from ..models.config_io import difference, from_dict, to_dict
+from ..models.model_directory import MODEL_FILE
 from .config import RUN_CONFIGS, ContrastiveRunConfig, MaeRunConfig, RunConfig, Stage
-from .config_io import difference, from_dict, read_json, to_dict
-from .json_file import write_json
 
-CONFIG_FILE = "config.json"
-TOKENIZER_DIRECTORY = "tokenizer"
+RECORD_FILE = "run.json"
 
 # Fields that change how a run computes or reports, never what: they may differ when it is continued.
 CHANGEABLE_ON_RESUME = frozenset(
@@ -27,7 +29,7 @@ CHANGEABLE_ON_RESUME = frozenset(
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What ``config.json`` says about a run."""
+    """What ``run.json`` says about a run."""
 
     stage: Stage
     config: MaeRunConfig | ContrastiveRunConfig
@@ -38,14 +40,14 @@ class RunRecord:
 
 def is_run(path: Path) -> bool:
     """Whether ``path`` is a run directory."""
-    return (path / CONFIG_FILE).is_file()
+    return (path / RECORD_FILE).is_file()
 
 
 def read_record(run: Path) -> RunRecord:
     """Read the record of a run directory; raises InputError where ``run`` is none or is damaged."""
     if not is_run(run):
         raise InputError(f"{run}: is not a run directory; expected one written by `cacophony train`")
-    path = run / CONFIG_FILE
+    path = run / RECORD_FILE
     raw = read_json(path)
     stage = raw.get("stage")
     if stage not in RUN_CONFIGS:
@@ -59,7 +61,7 @@ def read_record(run: Path) -> RunRecord:
 
 
 def write_record(run: Path, record: RunRecord) -> None:
-    """Create the run directory with its ``config.json``."""
+    """Create the run directory with its ``run.json``."""
     run.mkdir(parents=True, exist_ok=True)
     raw: dict[str, Any] = {
         "stage": record.stage,
@@ -69,7 +71,18 @@ def write_record(run: Path, record: RunRecord) -> None:
         "init": record.init,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
-    write_json(run / CONFIG_FILE, raw)
+    write_json(run / RECORD_FILE, raw)
+
+
+def publish_model(run: Path, checkpoint: Path) -> None:
+    """Make the weights of ``checkpoint`` the model of the run directory; a reader sees the old file or the new one."""
+    temporary = run / f".{MODEL_FILE}.tmp"
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(checkpoint / MODEL_FILE, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(checkpoint / MODEL_FILE, temporary)
+    temporary.replace(run / MODEL_FILE)
 
 
 def check_new(run: Path) -> None:

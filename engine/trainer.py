@@ -11,33 +11,32 @@ from torch import nn
 
 from ..data.loader import Loader, LoaderConfig
 from ..data.shards import Shards
-from ..data.tokens import CaptionTokenizer, resolve_tokenizer
+from ..data.tokens import TOKENIZER_FILE, CaptionTokenizer, resolve_tokenizer
 from ..errors import InputError, RunError
 from ..kernels import backend
 from ..models.audio_mae import AudioMAE
 from ..models.audio_text import AudioText
-from ..models.layers import init_weights
+from ..models.model_directory import MODEL_FILE, build_network, write_config, write_processor
+from ..models.weights import load_into, load_tensors
 from .checkpoint import (
-    MODEL_FILE,
     OPTIMIZER_FILE,
     STATE_FILE,
     checkpoints,
     discard_unfinished,
     latest_checkpoint,
-    load_into,
     load_state,
-    load_tensors,
     save_checkpoint,
 )
 from .config import ContrastiveRunConfig, MaeRunConfig, Stage
 from .distributed import World, join_world
+from .initialisation import initialise, tokenizer_spec, write_report
 from .objectives import ContrastiveCaptioning, MaskedReconstruction, Objective
 from .run_directory import (
-    TOKENIZER_DIRECTORY,
     RunRecord,
     check_new,
     check_resumable,
     is_run,
+    publish_model,
     read_record,
     write_record,
 )
@@ -61,9 +60,9 @@ def train(
 ) -> Finished:
     """Train a run in directory ``out`` on the shards in ``data``.
 
-    ``init`` is a stage-1 run whose weights start this one (stage 2 takes its audio encoder). ``resume`` continues
-    what is in ``out``, or starts where nothing is. Raises InputError before anything is written where the input is
-    wrong, RunError where the gradient stays non-finite.
+    ``init`` is a model directory whose weights start this run (see :func:`~.initialisation.initialise`). ``resume``
+    continues what is in ``out``, or starts where nothing is. Raises InputError before anything is written where the
+    input is wrong, RunError where the gradient stays non-finite.
     """
     record = read_record(out) if resume and is_run(out) else None
     if record is not None:
@@ -88,9 +87,7 @@ def train(
 
 def build_model(config: Config) -> AudioMAE | AudioText:
     """Build the network of a run on the host, its weights uninitialised."""
-    if isinstance(config, MaeRunConfig):
-        return AudioMAE(config.model)
-    return AudioText(config.model)
+    return build_network(config.model)
 
 
 def _train(
@@ -103,28 +100,31 @@ def _train(
     continued: bool,
     world: World,
 ) -> Finished:
-    tokenizer, tokenizer_note = _tokenizer(config, shards, out if continued else None)
+    tokenizer, tokenizer_note = _tokenizer(config, shards, init, out if continued else None)
     with contextlib.ExitStack() as cleanup:
         loader = Loader(shards, _loader_config(config), tokenizer, world.rank, world.size)
         cleanup.callback(loader.close)
         model = build_model(config)
         has_checkpoint = continued and bool(checkpoints(out))
-        if not has_checkpoint:
-            init_weights(model, config.seed)
-            if init is not None:
-                _load_stage1(model, init)
+        origins = [] if has_checkpoint else initialise(model, config, init)
         updater = Updater(model.to(world.device), config.update, config.steps)
         first_step = _restore(out, model, updater, loader) if has_checkpoint else 0
 
         if world.is_main:
             write_record(out, RunRecord(stage, config, str(data), shards.fingerprint, str(init) if init else None))
+            write_config(out, config.model)
             discard_unfinished(out)
-            if tokenizer is not None:
-                tokenizer.save(out / TOKENIZER_DIRECTORY)
+            if has_checkpoint:
+                publish_model(out, latest_checkpoint(out))
+            else:
+                write_report(out, origins)
+            if tokenizer is not None and isinstance(config, ContrastiveRunConfig):
+                tokenizer.save(out)
+                write_processor(out, config.data.max_text_tokens)
         world.barrier()
         log = cleanup.enter_context(RunLog(out, stage, config.steps, first_step)) if world.is_main else None
         if log:
-            _introduce(log, config, model, world, tokenizer_note, first_step)
+            _introduce(log, config, model, world, [tokenizer_note, *(o.summary(origins) for o in origins)], first_step)
         return _loop(config, build_objective(config, world), loader, updater, out, first_step, world, log)
 
 
@@ -147,7 +147,8 @@ def _loop(
                 "skipped_in_a_row": updater.counters.skipped_in_a_row,
             }
             tensors = updater.state_tensors()
-            save_checkpoint(out, step, updater.model, tensors, state, keep=config.keep_checkpoints)
+            saved = save_checkpoint(out, step, updater.model, tensors, state, keep=config.keep_checkpoints)
+            publish_model(out, saved)
         if log:
             log.draw()
         world.barrier()
@@ -208,27 +209,16 @@ def build_objective(config: Config, world: World) -> Objective:
     return ContrastiveCaptioning(config.objective, config, world, config.model.text.dropout)
 
 
-def _tokenizer(config: Config, shards: Shards, continued_run: Path | None) -> tuple[CaptionTokenizer | None, str]:
+def _tokenizer(
+    config: Config, shards: Shards, init: Path | None, continued_run: Path | None
+) -> tuple[CaptionTokenizer | None, str]:
     if not isinstance(config, ContrastiveRunConfig):
         return None, ""
     if not shards.has_captions:
         raise InputError("the shards have no captions, stage 2 needs them: pack with --captions captions.csv")
-    if continued_run is not None and (continued_run / TOKENIZER_DIRECTORY).is_dir():
-        return CaptionTokenizer.load(continued_run / TOKENIZER_DIRECTORY), "tokenizer: the run's own"
-    return resolve_tokenizer(config.data.tokenizer, shards.captions(), config.model.text.vocab_size)
-
-
-def _load_stage1(model: AudioMAE | AudioText, init: Path) -> None:
-    record = read_record(init)
-    if record.stage != "mae":
-        raise InputError(f"{init}: is a {record.stage} run; --init expects a stage-1 run (cacophony train mae)")
-    path = latest_checkpoint(init) / MODEL_FILE
-    tensors = load_tensors(path)
-    if isinstance(model, AudioMAE):
-        load_into(model, tensors, path)
-        return
-    encoder = {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
-    load_into(model.audio_encoder, encoder, path)
+    if continued_run is not None and (continued_run / TOKENIZER_FILE).is_file():
+        return CaptionTokenizer.load(continued_run), "tokenizer: the run's own"
+    return resolve_tokenizer(tokenizer_spec(config, init), shards.captions(), config.model.text.vocab_size)
 
 
 def _restore(out: Path, model: nn.Module, updater: Updater, loader: Loader) -> int:
@@ -249,9 +239,7 @@ def _restore(out: Path, model: nn.Module, updater: Updater, loader: Loader) -> i
         ) from None
 
 
-def _introduce(
-    log: RunLog, config: Config, model: nn.Module, world: World, tokenizer_note: str, first_step: int
-) -> None:
+def _introduce(log: RunLog, config: Config, model: nn.Module, world: World, notes: list[str], first_step: int) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     log.say(
         f"{parameters / 1e6:.2f} M parameters, batch {config.batch_size} on {world.size} x {world.device}, "
@@ -262,7 +250,7 @@ def _introduce(
         names = [choice.op for choice in paths if choice.path == path]
         if names:
             log.say(f"{path} path: {', '.join(names)}")
-    if tokenizer_note:
-        log.say(tokenizer_note)
+    for note in filter(None, notes):
+        log.say(note)
     if first_step:
         log.say(f"continuing from step {first_step}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..kernels.log_mel import FREQ_PATCHES, PATCH_PIXELS
-from .config import AudioMAEConfig, AudioTextConfig, TextConfig, TransformerConfig
+from .config import AudioMAEConfig, NetworkConfig, TextConfig, TransformerConfig
 
 Shape = tuple[int, ...]
 Tree = Mapping[str, np.ndarray]
@@ -46,7 +46,7 @@ class Rule:
     leaves: tuple[Leaf, ...]
 
 
-def authors_shapes(config: AudioMAEConfig | AudioTextConfig) -> dict[str, Shape]:
+def authors_shapes(config: NetworkConfig) -> dict[str, Shape]:
     """Return path and shape of every leaf of the authors' tree for networks of these sizes."""
     shapes: dict[str, Shape] = {}
     layers: dict[str, int] = {}
@@ -57,7 +57,7 @@ def authors_shapes(config: AudioMAEConfig | AudioTextConfig) -> dict[str, Shape]
     return {path: (layers[path], *shape) if path in layers else shape for path, shape in shapes.items()}
 
 
-def rules(config: AudioMAEConfig | AudioTextConfig) -> list[Rule]:
+def rules(config: NetworkConfig) -> list[Rule]:
     """Return how every parameter of ``config``'s network comes from the authors' leaves, and back."""
     if isinstance(config, AudioMAEConfig):
         return [*_audio_encoder("encoder", "AudioEncoder_0", config.encoder), *_mae_decoder(config)]

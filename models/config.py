@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from ..errors import InputError
 
 ROBERTA_VOCABULARY = 50_265
+MAX_PATCHES = 1500  # of a clip in use: 30 s of audio, the budget of the authors' evaluation on Clotho
+MAX_TEXT_TOKENS = 77  # of a caption, <s> and </s> included (paper, section IV)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,9 @@ class AudioTextConfig:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.pool_heads < 1 or self.audio.width % self.pool_heads:
             raise InputError(f"pool_heads {self.pool_heads} does not divide audio.width {self.audio.width}")
+
+
+NetworkConfig = AudioMAEConfig | AudioTextConfig
 
 
 def _ablation_transformer() -> TransformerConfig:

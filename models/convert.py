@@ -9,10 +9,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from .authors_tree import AUDIO_LAYER, SCANNED, Leaf, Shape, Tree, authors_shapes, rules
-from .config import AudioMAEConfig, AudioTextConfig, TextConfig, TransformerConfig
+from .config import AudioMAEConfig, AudioTextConfig, NetworkConfig, TextConfig, TransformerConfig
 from .flax_file import Progress
-
-NetworkConfig = AudioMAEConfig | AudioTextConfig
 
 _MOST_LAYERS = 256  # a damaged shape must not make us build a billion of them
 

@@ -156,7 +156,7 @@ def test_a_file_that_is_missing_or_no_sound_is_named(place: Place, refused: Refu
     (tmp_path / "text.wav").write_text("no sound")
     assert "absent.wav" in refused([command, place / "run2", place / "audio/0.wav", "absent.wav", *out])
     assert "text.wav" in refused([command, place / "run2", str(tmp_path / "text.wav"), *out])
-    assert "stage-1 run" in refused([command, place / "run1", place / "audio/0.wav", *out])
+    assert "stage-1 model" in refused([command, place / "run1", place / "audio/0.wav", *out])
     assert "nowhere" in refused([command, place / "nowhere", place / "audio/0.wav", *out])
     assert "file" in refused([command, place / "run2", *out])
     assert [path.name for path in tmp_path.iterdir()] == ["text.wav"]

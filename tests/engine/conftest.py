@@ -20,9 +20,9 @@ from cacophony.engine.config import (
     Stage,
     UpdateConfig,
 )
-from cacophony.engine.config_io import to_dict
 from cacophony.engine.trainer import train
 from cacophony.models.config import AudioMAEConfig, AudioTextConfig, TextConfig, TransformerConfig
+from cacophony.models.config_io import to_dict
 
 
 @pytest.fixture(scope="session")

@@ -13,13 +13,11 @@ from cacophony.engine.checkpoint import (
     checkpoints,
     discard_unfinished,
     latest_checkpoint,
-    load_into,
     load_state,
-    load_tensors,
     save_checkpoint,
 )
 from cacophony.errors import InputError
-from safetensors.torch import save_file
+from cacophony.models.weights import load_into, load_tensors
 from torch import Tensor, nn
 
 STATE = {"step": 3, "loader": {"step": 3, "seed": 2**63 - 1}, "skipped": 0}
@@ -75,7 +73,7 @@ def test_the_newest_are_kept(tmp_path: Path):
     assert latest_checkpoint(tmp_path).name == "step-00001000"
 
 
-@pytest.mark.parametrize("victim", ["save_file", "os.fsync", "Path.rename", "json.dumps"])
+@pytest.mark.parametrize("victim", ["save_tensors", "os.fsync", "Path.rename", "json.dumps"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_a_save_that_breaks_off_leaves_the_previous_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str, error: BaseException | type[BaseException]
@@ -86,7 +84,7 @@ def test_a_save_that_breaks_off_leaves_the_previous_checkpoint(
     def broken(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    place = {"save_file": checkpoint, "os.fsync": os, "Path.rename": Path, "json.dumps": json}[victim]
+    place = {"save_tensors": checkpoint, "os.fsync": os, "Path.rename": Path, "json.dumps": json}[victim]
     with monkeypatch.context() as patch:
         patch.setattr(place, victim.split(".")[-1], broken)
         with pytest.raises(InputError if isinstance(error, OSError) else KeyboardInterrupt) as caught:
@@ -130,43 +128,6 @@ def test_a_run_without_checkpoints_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="no checkpoint"):
         latest_checkpoint(tmp_path)
     discard_unfinished(tmp_path)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
-def test_a_truncated_file_is_named(tmp_path: Path, share: float):
-    path = save(tmp_path, 1) / "model.safetensors"
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(InputError, match=r"model\.safetensors.*truncated"):
-        load_tensors(path)
-
-
-@pytest.mark.parametrize("content", [None, b"PK\x03\x04" + bytes(100), b"\x80\x02}q\x00."])
-def test_a_file_that_is_missing_or_a_pickle_is_refused(tmp_path: Path, content: bytes | None):
-    path = tmp_path / "model.safetensors"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=r"model\.safetensors.*missing.*not safetensors"):
-        load_tensors(path)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"0.weight": torch.zeros(3, 4)}, r"0\.weight.*\(3, 4\).*\(4, 3\)"),
-        ({"0.weight": None}, r"0\.weight is missing"),
-        ({"2.weight": torch.zeros(1)}, r"2\.weight is not in the model"),
-    ],
-)
-def test_tensors_that_do_not_fit_are_named_and_nothing_is_loaded(
-    tmp_path: Path, change: dict[str, Tensor | None], message: str
-):
-    path, model = tmp_path / "model.safetensors", network(0)
-    tensors: dict[str, Tensor | None] = {name: t + 1.0 for name, t in network(0).state_dict().items()}
-    save_file({name: t for name, t in (tensors | change).items() if t is not None}, path)
-    with pytest.raises(InputError, match=rf"model\.safetensors: tensor {message}"):
-        load_into(model, load_tensors(path), path)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), network(0).parameters(), strict=True))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])

@@ -25,7 +25,7 @@ def test_the_demo_leaves_two_runs_figures_and_captions(tmp_path: Path, capsys: p
     assert metrics["clips"] == 30
     for picture in ("mae/loss.png", "contrastive/loss.png", "embeddings.png", "reconstruction.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    record = json.loads((out / "contrastive" / "config.json").read_text())
+    record = json.loads((out / "contrastive" / "run.json").read_text())
     assert record["init"] == str(out / "mae")
 
     said = capsys.readouterr().out

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from cacophony.engine.checkpoint import latest_checkpoint, load_tensors
+from cacophony.engine.checkpoint import latest_checkpoint
 from cacophony.engine.config import ContrastiveRunConfig, MaeRunConfig, Stage
 from cacophony.engine.distributed import World, choose_device, join_world
 from cacophony.engine.telemetry import read_log
 from cacophony.engine.trainer import train
 from cacophony.errors import InputError
+from cacophony.models.weights import load_tensors
 
 RANK = """
 import os, sys

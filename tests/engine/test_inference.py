@@ -147,9 +147,9 @@ def test_audio_that_is_none_is_named(model: Cacophony, tmp_path: Path):
 
 
 def test_a_run_that_is_not_of_stage_2_is_refused(mae_run: Path, tmp_path: Path):
-    with pytest.raises(InputError, match="stage-1 run; expected a stage-2 run"):
+    with pytest.raises(InputError, match="stage-1 model; expected stage 2"):
         load(mae_run)
-    with pytest.raises(InputError, match="not a run directory"):
+    with pytest.raises(InputError, match="not a model directory"):
         load(tmp_path)
 
 

@@ -3,9 +3,9 @@ from typing import Any, get_args
 
 import pytest
 from cacophony.engine.config import RUN_CONFIGS, Stage
-from cacophony.engine.config_io import from_dict, to_dict
 from cacophony.engine.presets import PRESETS, paper_stage1, paper_stage2, preset
 from cacophony.errors import InputError
+from cacophony.models.config_io import from_dict, to_dict
 
 # What the paper states: field of the configuration -> value.
 STAGE1 = {

@@ -25,12 +25,17 @@ def record_of(config: MaeRunConfig, init: str | None = None) -> RunRecord:
 
 def test_a_finished_run_holds_what_its_documentation_names(contrastive_run: Path):
     assert {path.name for path in contrastive_run.iterdir()} == {
-        "config.json",
+        "run.json",
+        "initialisation.json",
         "log.jsonl",
         "tensorboard",
         "loss.png",
-        "tokenizer",
         "checkpoints",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "processor_config.json",
     }
     assert [path.name for path in sorted((contrastive_run / "checkpoints").iterdir())] == [
         "step-00000004",
@@ -61,7 +66,7 @@ def test_a_record_comes_back(tmp_path: Path, mae_config: MaeRunConfig):
         write_record(tmp_path / "run", record_of(mae_config, init))
         assert is_run(tmp_path / "run")
         assert read_record(tmp_path / "run") == record_of(mae_config, init)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
 
 
 def test_the_record_of_a_run_says_where_it_came_from(contrastive_run: Path, mae_run: Path, shards: Path):
@@ -80,8 +85,8 @@ def test_the_record_of_a_run_says_where_it_came_from(contrastive_run: Path, mae_
     ],
 )
 def test_a_damaged_record_is_named(tmp_path: Path, content: bytes, message: str):
-    (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(InputError, match=rf"config\.json.*{message}"):
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(InputError, match=rf"run\.json.*{message}"):
         read_record(tmp_path)
 
 

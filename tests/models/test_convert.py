@@ -10,8 +10,8 @@ from cacophony.errors import InputError
 from cacophony.models.audio_mae import AudioMAE
 from cacophony.models.audio_text import AudioText
 from cacophony.models.authors_tree import authors_shapes
-from cacophony.models.config import AudioMAEConfig, AudioTextConfig, TextConfig, TransformerConfig
-from cacophony.models.convert import NetworkConfig, from_authors, infer_config, to_authors
+from cacophony.models.config import AudioMAEConfig, AudioTextConfig, NetworkConfig, TextConfig, TransformerConfig
+from cacophony.models.convert import from_authors, infer_config, to_authors
 from cacophony.models.flax_file import read_tree
 from hypothesis import given
 from hypothesis import strategies as st

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 from cacophony.engine.config import ContrastiveRunConfig, MaeRunConfig, UpdateConfig
-from cacophony.engine.config_io import difference, from_dict, merge, read_json, read_toml, to_dict
 from cacophony.engine.presets import demo_stage1, demo_stage2
 from cacophony.errors import InputError
+from cacophony.models.config_io import difference, from_dict, merge, read_toml, to_dict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -108,15 +108,6 @@ def test_a_file_that_is_not_toml_is_named(tmp_path: Path, content: bytes | None)
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"run\.toml.*TOML"):
         read_toml(path)
-
-
-@pytest.mark.parametrize("content", [b"{", b"\xff", b"[1]", b"", None])
-def test_a_file_that_is_not_a_json_object_is_named(tmp_path: Path, content: bytes | None):
-    path = tmp_path / "state.json"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=r"state\.json.*JSON"):
-        read_json(path)
 
 
 def test_the_difference_of_equal_configurations_is_empty():

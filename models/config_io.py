@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 import tomllib
 import types
 import typing
@@ -39,17 +38,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: cannot be read as TOML settings: {error}") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises InputError where it is missing or damaged."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: holds a {type(data).__name__}, expected a JSON object")
-    return data
 
 
 def difference(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:

@@ -1,0 +1,29 @@
+"""Whole clips as the networks take them outside training: no crop, no draw that depends on other clips."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..kernels.layout import Patches
+from ..kernels.log_mel import SAMPLE_RATE, log_mel
+from ..kernels.patch_mask import keep_at_most, patch_mask
+
+
+def mono_wave(audio: object) -> Tensor:
+    """Return samples as a float wave in [-1, 1], int16 scaled; raises InputError where there is not one dimension."""
+    wave = torch.as_tensor(audio)
+    if wave.dim() != 1:
+        raise InputError(f"a wave has shape {tuple(wave.shape)}; expected one dimension, {SAMPLE_RATE} Hz mono samples")
+    return wave.float() / 32768.0 if wave.dtype == torch.int16 else wave.float()
+
+
+def clip_patches(waves: Sequence[Tensor], max_patches: int, device: torch.device | str = "cpu") -> Patches:
+    """Return padded patches of 16 kHz mono ``waves``; of a clip with more than ``max_patches`` a fixed subset."""
+    offsets = torch.tensor([0, *(len(wave) for wave in waves)]).cumsum(0)
+    spectrogram = log_mel(torch.cat(list(waves)).to(device), offsets)
+    keep = keep_at_most(spectrogram.patch_counts, max_patches)
+    # One key for all clips: a clip's patches must not depend on which others it is seen with.
+    same_key = torch.zeros(len(waves), dtype=torch.int64)
+    return patch_mask(spectrogram.frames, spectrogram.frame_offsets, keep, same_key, seed=0, step=0).kept

@@ -1,0 +1,49 @@
+"""Named tensors in safetensors files, and whether they fit a network. No pickle."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+Shape = tuple[int, ...]
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors; equal tensors give equal bytes."""
+    # transformers refuses a file that does not say which framework's layout it has.
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; raises InputError where it is missing, truncated or not one."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path}: is missing, truncated or not safetensors ({error})") from None
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Copy ``tensors`` into ``module``'s parameters.
+
+    Raises InputError that names the first tensor that is missing, unexpected or of another shape.
+    """
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    check_tensors(found, {name: tuple(own.shape) for name, own in module.state_dict().items()}, source)
+    module.load_state_dict(dict(tensors))
+
+
+def check_tensors(found: Mapping[str, Shape], expected: Mapping[str, Shape], source: Path) -> None:
+    """Raise InputError that names the first tensor that is missing, unexpected or of another shape."""
+    for name, shape in expected.items():
+        if name not in found:
+            raise InputError(f"{source}: tensor {name} is missing; is this a checkpoint of another model or stage?")
+        if found[name] != shape:
+            raise InputError(f"{source}: tensor {name} has shape {found[name]}, the model expects {shape}")
+    for name in found:
+        if name not in expected:
+            raise InputError(f"{source}: tensor {name} is not in the model; is this a checkpoint of another model?")
