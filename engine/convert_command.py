@@ -71,13 +71,13 @@ def _convert_from_authors(source: Path, out: Path, tokenizer_directory: Path | N
         del tree  # the mapped file, or float32 copies of another dtype, would stay in memory while we write
         stage(f"writing {out}")
         _write_directory(out, config, state, tokenizer)
-    print(f"{out}: {_describe(config)}; {_size(state)}")
+    _report(out, config, state)
     if isinstance(config, AudioTextConfig):
-        for flag, name in (("text_heads", "text"), ("pool_heads", "pooler")):
+        for flag, name in (("text_heads", "text encoder"), ("pool_heads", "pooler")):
             if flag not in heads:
-                print(f"{name} heads: the paper's, since a checkpoint does not tell; --{flag.replace('_', '-')} if not")
+                print(f"  {name}'s heads: as in the paper, a checkpoint does not tell (--{flag.replace('_', '-')})")
         if tokenizer is None:
-            print("tokenizer: none, so text goes in and captions come out as token ids; --tokenizer adds one")
+            print("  no tokenizer: text goes in and captions come out as token ids (--tokenizer adds one)")
 
 
 def _check_text(config: NetworkConfig, tokenizer: CaptionTokenizer | None, heads: Mapping[str, int]) -> None:
@@ -123,9 +123,11 @@ def _convert_to_authors(source: Path, out: Path) -> None:
         stage("converting")
         tree = to_authors(state, config)
         write_tree(out, tree, stage(f"writing {out}"))
-    print(f"{out}: {_describe(config)}; {_size(state)}")
+    _report(out, config, state)
     if isinstance(config, AudioTextConfig):
-        print(f"heads, which it does not tell: --text-heads {config.text.heads} --pool-heads {config.pool_heads}")
+        print(
+            f"  heads, which the file does not tell: --text-heads {config.text.heads} --pool-heads {config.pool_heads}"
+        )
 
 
 def _check_state(state: Mapping[str, Tensor], config: NetworkConfig, file: Path) -> None:
@@ -138,23 +140,23 @@ def _check_state(state: Mapping[str, Tensor], config: NetworkConfig, file: Path)
             raise InputError(f"{file}: tensor {name} holds NaN or infinity; take an earlier checkpoint")
 
 
-def _describe(config: NetworkConfig) -> str:
+def _report(out: Path, config: NetworkConfig, state: Mapping[str, Tensor]) -> None:
+    """Print what was written: kind, number of parameters, sizes."""
+    millions = sum(tensor.numel() for tensor in state.values()) / 1e6
     if isinstance(config, AudioMAEConfig):
-        return f"AudioMAE; encoder {_sizes(config.encoder)}; decoder {_sizes(config.decoder)}"
+        print(f"{out}: AudioMAE, {millions:.2f} M parameters")
+        print(f"  encoder: {_sizes(config.encoder)}")
+        print(f"  decoder: {_sizes(config.decoder)}")
+        return
     text = config.text
-    return (
-        f"Cacophony; audio encoder {_sizes(config.audio)}, pooled by {config.pool_heads} heads; text encoder "
-        f"{_sizes(text)}, {text.vocab_size} tokens, {text.max_positions} positions; caption decoder "
-        f"{config.caption_layers} layers; embeddings of {config.projection_width}"
-    )
+    print(f"{out}: Cacophony, {millions:.2f} M parameters")
+    print(f"  audio encoder: {_sizes(config.audio)}; pooled by {config.pool_heads} heads")
+    print(f"  text encoder: {_sizes(text)}; {text.vocab_size} tokens, {text.max_positions} positions")
+    print(f"  caption decoder: {config.caption_layers} layers; embeddings: {config.projection_width} features")
 
 
 def _sizes(config: TransformerConfig) -> str:
     return f"{config.layers} layers of {config.width}, {config.heads} heads, feed-forward {config.mlp_width}"
-
-
-def _size(state: Mapping[str, Tensor]) -> str:
-    return f"{sum(tensor.numel() for tensor in state.values()) / 1e6:.2f} M parameters"
 
 
 @contextlib.contextmanager
