@@ -69,7 +69,7 @@ def _convert_from_authors(source: Path, out: Path, tokenizer_directory: Path | N
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
         del tree  # the mapped file, or float32 copies of another dtype, would stay in memory while we write
-        stage(f"writing {out}")
+        stage("writing")
         _write_directory(out, config, state, tokenizer)
     _report(out, config, state)
     if isinstance(config, AudioTextConfig):
@@ -122,7 +122,7 @@ def _convert_to_authors(source: Path, out: Path) -> None:
         _check_state(state, config, file)
         stage("converting")
         tree = to_authors(state, config)
-        write_tree(out, tree, stage(f"writing {out}"))
+        write_tree(out, tree, stage("writing"))
     _report(out, config, state)
     if isinstance(config, AudioTextConfig):
         print(

@@ -60,21 +60,21 @@ def write_tree(path: str | os.PathLike[str], tree: Mapping[str, np.ndarray], pro
     """Write a flat float32 tree as flax's legacy checkpoint ``{'0': {'step', 'params', 'opt_state'}, '1': {'epoch'}}``.
 
     The bytes are those of ``flax.training.checkpoints.save_checkpoint`` for the same tree in the same order, step and
-    epoch 0, no optimiser state. The file appears whole or not at all. ``progress`` is called with the number of leaves
-    begun and of all. Raises ValueError for a leaf of another dtype, or that is also a branch; OSError where the disk
+    epoch 0, no optimiser state. The file appears whole or not at all. ``progress`` is called with the bytes of values
+    written and of all. Raises ValueError for a leaf of another dtype, or that is also a branch; OSError where the disk
     refuses.
     """
     state = {"step": 0, "params": _nested(tree), "opt_state": {}}
     final = Path(path)
     temporary = final.with_name(f".{final.name}.tmp")
-    begun = 0
+    done, total = 0, sum(array.nbytes for array in tree.values())
     try:
         with temporary.open("wb") as file:
             for piece in _pieces({"0": state, "1": {"epoch": 0}}):
                 file.write(piece)
                 if progress is not None and isinstance(piece, memoryview):
-                    begun += 1
-                    progress(begun, len(tree))
+                    done += piece.nbytes
+                    progress(done, total)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(final)
