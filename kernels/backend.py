@@ -3,13 +3,12 @@
 ``auto`` takes the fused implementation where the tensor's device has one and the reference elsewhere; ``fused`` and
 ``reference`` insist. The choice is, from strongest to weakest: :func:`use_backend`, the environment variable
 ``CACOPHONY_BACKEND``, ``auto``. On a CPU ``fused`` runs the CUDA kernels in Triton's interpreter where that was asked
-for (``TRITON_INTERPRET=1``): slow, for tests.
+for (``TRITON_INTERPRET=1``): slow, for tests. On ``meta`` tensors it computes the shapes the CUDA kernels return.
 """
 
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -43,7 +42,9 @@ class Choice:
 
 
 _ops: dict[str, Op] = {}
-_asked: ContextVar[Backend | None] = ContextVar("cacophony_backend", default=None)
+# One for the process, not a ContextVar: autograd calls ops again from threads of its own, and torch.compile can trace
+# and guard a global.
+_asked: Backend | None = None
 
 
 def register(
@@ -68,9 +69,8 @@ def register(
 
 def current_backend() -> Backend:
     """Return the backend asked for now; raises InputError where the environment variable holds another word."""
-    asked = _asked.get()
-    if asked is not None:
-        return asked
+    if _asked is not None:
+        return _asked
     word = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
     for backend in get_args(Backend):
         if word == backend:
@@ -80,14 +80,15 @@ def current_backend() -> Backend:
 
 @contextlib.contextmanager
 def use_backend(backend: Backend) -> Iterator[None]:
-    """Run the body with ``backend``, whatever the environment says."""
+    """Run the body with ``backend`` in every thread, whatever the environment says."""
     if backend not in get_args(Backend):
         raise InputError(f"backend {backend!r} is unknown; expected auto, fused or reference")
-    token = _asked.set(backend)
+    global _asked
+    before, _asked = _asked, backend
     try:
         yield
     finally:
-        _asked.reset(token)
+        _asked = before
 
 
 def choose(name: str, device: torch.device) -> Choice:
@@ -97,8 +98,11 @@ def choose(name: str, device: torch.device) -> Choice:
     fused = op.fused.get(device.type)
     if asked == "reference":
         return Choice(name, "reference", "backend reference was asked for", op.reference)
-    if fused is None and asked == "fused" and device.type == "cpu" and INTERPRETING and "cuda" in op.fused:
-        return Choice(name, "fused", "backend fused was asked for, in Triton's interpreter", op.fused["cuda"])
+    if fused is None and asked == "fused" and "cuda" in op.fused:
+        if device.type == "meta":
+            return Choice(name, "fused", "backend fused was asked for, shapes only", op.fused["cuda"])
+        if device.type == "cpu" and INTERPRETING:
+            return Choice(name, "fused", "backend fused was asked for, in Triton's interpreter", op.fused["cuda"])
     if fused is not None:
         reason = "backend fused was asked for" if asked == "fused" else f"{device.type} has a fused implementation"
         return Choice(name, "fused", reason, fused)

@@ -1,11 +1,14 @@
 """Counter-based random integers: a number is a pure function of its key, whatever device or batch computes it.
 
-The reference of every random op (patch subsets, dropout). All arithmetic is on 32-bit words kept in int64 tensors,
-because PyTorch has no unsigned multiply; int64 products wrap, which leaves their low 32 bits right.
+The source of every random op (patch subsets, dropout), written twice: in PyTorch, where 32-bit words are kept in int64
+tensors because it has no unsigned multiply (int64 products wrap, which leaves their low 32 bits right), and for Triton
+kernels (``device_*``), in uint32. Both give the same words.
 """
 
 import torch
 from torch import Tensor
+
+from .triton_runtime import jit, tl
 
 _WORD = 0xFFFFFFFF
 _STRIDE = 0x9E3779B9  # odd and near 2**32 / golden ratio: neighbouring counters land far apart
@@ -36,3 +39,30 @@ def root_key(seed: int, step: int, device: torch.device) -> Tensor:
 def random_bits(key: Tensor, counter: Tensor) -> Tensor:
     """Draw one 32-bit word for each ``counter`` (int64) under ``key``, broadcast against each other."""
     return hash32(hash32((counter * _STRIDE + key) & _WORD) ^ key)
+
+
+@jit
+def device_hash32(x):
+    """:func:`hash32` of uint32 ``x``."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@jit
+def device_fold(key, value):
+    """:func:`fold` of uint32 ``key`` and int64 ``value``."""
+    key = device_hash32(key ^ device_hash32(value.to(tl.uint32)))
+    return device_hash32(key + 0x9E3779B9 + (value >> 32).to(tl.uint32))
+
+
+@jit
+def device_root_key(seed, step):
+    """:func:`root_key` of a run's integer ``seed`` at ``step``."""
+    return device_fold(device_fold(tl.full((), 0, tl.uint32), seed.to(tl.int64)), step.to(tl.int64))
+
+
+@jit
+def device_random_bits(key, counter):
+    """:func:`random_bits` of uint32 ``key`` and integer ``counter``."""
+    return device_hash32(device_hash32(counter.to(tl.uint32) * 0x9E3779B9 + key) ^ key)

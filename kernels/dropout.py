@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from . import backend, counter_rng
-from .layout import Layout
+from .counter_rng import device_fold, device_random_bits, device_root_key
+from .layout import Layout, Padded
+from .triton_runtime import jit, tl
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,46 @@ def attention_dropout(weights: Tensor, key: DropoutKey | None) -> Tensor:
 
 
 def _scale(bits: Tensor, rate: float, dtype: torch.dtype) -> Tensor:
-    kept = bits >= int(rate * 2**32)
+    kept = bits >= threshold(rate)
     return kept.to(dtype) / (1.0 - rate)
+
+
+def threshold(rate: float) -> int:
+    """Random words below this are dropped."""
+    return int(rate * 2**32)
+
+
+KernelArguments = tuple[float, list[int], Tensor | None, Tensor | None, Tensor | None]
+"""What an op with dropout inside takes: rate, [seed, step, site, row_length], sample_index, sequence_ids, positions.
+
+``row_length`` is the slots of a sequence in the padded layout; in the packed one two tensors say where a row belongs.
+"""
+
+
+def kernel_arguments(key: DropoutKey | None, layout: Layout | None, device: torch.device) -> KernelArguments:
+    """Unfold ``key`` and ``layout`` for :func:`device_kept`; rate 0 without a key."""
+    if key is None or key.rate == 0.0:
+        return 0.0, [0, 0, 0, 1], None, None, None
+    if layout is None:
+        raise ValueError("dropout: layout is None, expected the tokens' layout beside a key")
+    sample_index = key.sample_index.to(device)
+    if isinstance(layout, Padded):
+        return key.rate, [key.seed, key.step, key.site, layout.mask.shape[1]], sample_index, None, None
+    return key.rate, [key.seed, key.step, key.site, 1], sample_index, layout.sequence_ids, layout.positions
+
+
+@jit
+def device_kept(row, column, in_row, sample_index, sequence_ids, positions, row_length, seed, step, site, threshold):
+    """Which features ``[rows, columns]`` stay: the mask of :func:`dropout_reference` in a kernel."""
+    if sequence_ids is None:
+        sequence, position = row // row_length, row % row_length
+    else:
+        sequence = tl.load(sequence_ids + row, in_row, other=0)
+        position = tl.load(positions + row, in_row, other=0)
+    sample = tl.load(sample_index + sequence, in_row, other=0)
+    site_key = device_fold(device_root_key(seed, step), site.to(tl.int64))
+    token_key = device_fold(device_fold(site_key, sample.to(tl.int64)), position.to(tl.int64))
+    return device_random_bits(token_key[:, None], column[None, :]) >= threshold.to(tl.uint32)
 
 
 _dispatch = backend.register("dropout", reference=dropout_reference)

@@ -3,15 +3,31 @@
 Every op takes a layout and gives the same numbers for the valid tokens in both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 LayoutName = Literal["padded", "packed"]
+
+Value = TypeVar("Value")
+
+
+class cached_property(Generic[Value]):
+    """``functools.cached_property`` without the lock it has in Python 3.11, which ``torch.compile`` cannot trace."""
+
+    def __init__(self, compute: Callable[[Any], Value]) -> None:
+        self.compute = compute
+        self.name = compute.__name__
+        self.__doc__ = compute.__doc__
+
+    def __get__(self, instance: Any, owner: Any = None) -> Value:
+        """Compute the value and leave it in the instance, where it hides this descriptor."""
+        value = self.compute(instance)
+        instance.__dict__[self.name] = value
+        return value
 
 
 @dataclass(frozen=True)

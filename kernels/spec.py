@@ -69,6 +69,9 @@ class Spec:
     forward: Callable[[Inputs], Work] = field(repr=False)
     backward: Callable[[Inputs], Work] | None = field(repr=False, default=None)
     budget: ErrorBudget = ErrorBudget()
+    tensor_cores: bool = False
+    """Whether kernels multiply matrices. The compile gate then looks for the tensor cores' instruction, and tests in
+    Triton's interpreter leave bfloat16 out, whose products it gets wrong."""
     rivals: Mapping[str, Callable[..., Any]] = field(repr=False, default_factory=dict)
     """Other people's implementations by name, called as ``op``; each imports its package when called."""
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.attention import attention
-from ..kernels.dropout import DropoutKey, dropout
+from ..kernels.dropout import DropoutKey
 from ..kernels.layout import Layout, Padded
 from .config import TransformerConfig
-from .layers import LayerNorm, Linear
+from .layers import LayerNorm, Linear, linear_dtype
 
 
 @dataclass
@@ -132,8 +132,10 @@ class PreNormBlock(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Transform tokens ``x``; the shape stays."""
-        x = x + self.attention(self.attention_norm(x), layout)
-        return x + self.mlp_out(self.mlp_in(self.mlp_norm(x), "silu"))
+        dtype = linear_dtype(x)
+        attended = self.attention(self.attention_norm(x, dtype=dtype), layout)
+        normed, x = self.mlp_norm.add(attended, x, dtype=dtype)
+        return x + self.mlp_out(self.mlp_in(normed, "silu"))
 
     def flops(self, lengths: Tensor) -> int:
         """FLOPs of a forward pass over sequences of these ``lengths``."""
@@ -171,13 +173,15 @@ class PostNormBlock(nn.Module):
         """Transform tokens ``x``, attending to ``context`` where the block has cross-attention."""
         keys = [dropout_key.at(place) if dropout_key else None for place in range(5)]
         attended = self.attention(x, layout, keys[0], cache)
-        x = self.attention_norm(x + dropout(attended, keys[1], layout))
+        x, _ = self.attention_norm.add(attended, x, dropout_key=keys[1], layout=layout)
         if self.cross_attention is not None:
             if context is None or context_layout is None:
                 raise ValueError("a block with cross-attention needs context and context_layout")
             attended = self.cross_attention(x, layout, context, context_layout, keys[2], cross_cache)
-            x = self.cross_attention_norm(x + dropout(attended, keys[3], layout))
-        return self.mlp_norm(x + dropout(self.mlp_out(self.mlp_in(x, "gelu")), keys[4], layout))
+            x, _ = self.cross_attention_norm.add(attended, x, dropout_key=keys[3], layout=layout)
+        fed = self.mlp_out(self.mlp_in(x, "gelu"))
+        x, _ = self.mlp_norm.add(fed, x, dropout_key=keys[4], layout=layout)
+        return x
 
     def flops(self, lengths: Tensor, context_lengths: Tensor | None = None) -> int:
         """FLOPs of a forward pass over sequences of ``lengths`` with contexts of ``context_lengths``."""

@@ -5,7 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..kernels.layer_norm import layer_norm
+from ..kernels.dropout import DropoutKey
+from ..kernels.layer_norm import add_layer_norm, layer_norm
+from ..kernels.layout import Layout
 from ..kernels.linear import Activation, linear
 
 # Standard deviation of a unit normal truncated at ±2: flax divides by it so that the truncated sample has std 1.
@@ -53,9 +55,23 @@ class LayerNorm(nn.Module):
         self.weight.fill_(1.0)
         self.bias.zero_()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
         """Apply :func:`~cacophony.kernels.layer_norm.layer_norm` to ``x`` ``[..., width]``."""
-        return layer_norm(x, self.weight, self.bias, self.eps)
+        return layer_norm(x, self.weight, self.bias, self.eps, dtype=dtype)
+
+    def add(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        *,
+        dropout_key: DropoutKey | None = None,
+        layout: Layout | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Apply :func:`~cacophony.kernels.layer_norm.add_layer_norm`: the normed sum and the sum."""
+        return add_layer_norm(
+            x, residual, self.weight, self.bias, self.eps, dropout_key=dropout_key, layout=layout, dtype=dtype
+        )
 
 
 class Table(nn.Module):
@@ -72,6 +88,15 @@ class Table(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """Return the vectors of int64 ``rows`` ``[...]``: ``[..., width]``."""
         return nn.functional.embedding(rows, self.weight)
+
+
+def linear_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which :class:`Linear` reads ``x``: autocast's where it is on.
+
+    A norm that feeds linear layers alone writes it at once, and the numbers are those of a cast in between.
+    """
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 @torch.no_grad()

@@ -1,0 +1,9 @@
+"""Every op's SPEC: what tests, benches and the compile gate iterate over. Ops do not import this file."""
+
+from . import layer_norm
+from .spec import Spec
+
+SPECS: tuple[Spec, ...] = (
+    layer_norm.SPEC,
+    layer_norm.ADD_SPEC,
+)
