@@ -21,6 +21,7 @@ from .engine.commands import (
     retrieval_command,
     train_command,
 )
+from .engine.convert_command import convert_command
 from .engine.demo import demo_command
 from .engine.flags import command
 from .engine.parity_command import parity_command
@@ -43,6 +44,10 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "embed": ("embeddings of audio files", command(embed_command, "cacophony embed")),
     "caption": ("captions of audio files", command(caption_command, "cacophony caption")),
     "parity": ("compare ops and a model's step with the truth", command(parity_command, "cacophony parity")),
+    "convert": (
+        "the authors' checkpoint to a model directory, or back",
+        command(convert_command, "cacophony convert"),
+    ),
     "bench steps": ("time of a step of both stages", command(steps_command, "cacophony bench steps")),
     "doctor": ("what this machine and installation can do", command(doctor_command, "cacophony doctor")),
 }

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .authors_tree import AUDIO_LAYER, SCANNED, Shape, Tree, authors_shapes, rules
+from .authors_tree import AUDIO_LAYER, SCANNED, Leaf, Shape, Tree, authors_shapes, rules
 from .config import AudioMAEConfig, AudioTextConfig, NetworkConfig, TextConfig, TransformerConfig
+from .flax_file import Progress
 
 _MOST_LAYERS = 256  # a damaged shape must not make us build a billion of them
 
@@ -31,12 +32,12 @@ def infer_config(tree: Tree, *, text_heads: int = 12, pool_heads: int = 8) -> Ne
         )
     text = f"text_module/{SCANNED}"
     vocabulary, width = _sizes(tree, "text_module/embeddings/word_embeddings/embedding", 2)
-    if width % (2 * text_heads):
+    if text_heads < 1 or width % (2 * text_heads):
         raise InputError(
             f"the text width {width} is not an even multiple of {text_heads} heads; say how many with --text-heads"
         )
     audio = _audio_config(tree, "audio_module")
-    if audio.width % pool_heads:
+    if pool_heads < 1 or audio.width % pool_heads:
         raise InputError(
             f"the audio width {audio.width} is not a multiple of {pool_heads} pooler heads; "
             "say how many with --pool-heads"
@@ -58,17 +59,21 @@ def infer_config(tree: Tree, *, text_heads: int = 12, pool_heads: int = 8) -> Ne
     )
 
 
-def from_authors(tree: Tree, config: NetworkConfig) -> dict[str, Tensor]:
+def from_authors(tree: Tree, config: NetworkConfig, progress: Progress | None = None) -> dict[str, Tensor]:
     """Return the state dict of ``config``'s network from the authors' tree, float32.
 
-    Raises InputError that names the leaves that are missing, unexpected, of another shape or not finite.
+    ``progress`` is called with the number of parameters made and of all. Raises InputError that names the leaf that is
+    missing, unexpected, of another shape, not of floating-point numbers or not finite.
     """
     _check(tree, authors_shapes(config))
     state: dict[str, Tensor] = {}
-    for rule in rules(config):
-        rows = _joined([leaf.rows(tree) for leaf in rule.leaves])
+    todo = rules(config)
+    for done, rule in enumerate(todo, 1):
+        rows = _joined([_finite_rows(leaf, tree) for leaf in rule.leaves])
         for (name, shape), part in zip(rule.ours, _parts(rows, len(rule.ours)), strict=True):
             state[name] = torch.from_numpy(np.array(part, dtype=np.float32, order="C").reshape(shape))
+        if progress is not None:
+            progress(done, len(todo))
     return state
 
 
@@ -77,7 +82,7 @@ def to_authors(state: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, 
     tree: dict[str, np.ndarray] = {}
     scanned: dict[str, list[np.ndarray]] = {}
     for rule in rules(config):
-        rows = _joined([state[name].detach().cpu().numpy() for name, _ in rule.ours])
+        rows = _joined([state[name].detach().float().cpu().numpy() for name, _ in rule.ours])
         for leaf, part in zip(rule.leaves, _parts(rows, len(rule.leaves)), strict=True):
             if leaf.layer is None:
                 tree[leaf.path] = np.array(leaf.restored(part), order="C")
@@ -85,6 +90,13 @@ def to_authors(state: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, 
                 scanned.setdefault(leaf.path, []).append(leaf.restored(part))
     tree |= {path: np.stack(layers) for path, layers in scanned.items()}
     return dict(sorted(tree.items()))
+
+
+def _finite_rows(leaf: Leaf, tree: Tree) -> np.ndarray:
+    rows = leaf.rows(tree)
+    if not np.isfinite(rows).all():
+        raise InputError(f"leaf {leaf.path} holds NaN or infinity; the checkpoint is damaged")
+    return rows
 
 
 def _joined(rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -130,5 +142,3 @@ def _check(tree: Tree, expected: Mapping[str, Shape]) -> None:
             raise InputError(f"leaf {path} has shape {tree[path].shape}, expected {shape} beside the other leaves")
         if tree[path].dtype.kind != "f":
             raise InputError(f"leaf {path} has dtype {tree[path].dtype}, expected floating-point parameters")
-        if not np.isfinite(tree[path]).all():
-            raise InputError(f"leaf {path} holds NaN or infinity; the checkpoint is damaged")
