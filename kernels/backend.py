@@ -1,14 +1,15 @@
 """Which implementation of an op runs: chosen in one place, by name, and never changed silently.
 
 ``auto`` takes the fused implementation where the tensor's device has one and the reference elsewhere; ``fused`` and
-``reference`` insist. The choice is, from strongest to weakest: :func:`use_backend`, the environment variable
-``CACOPHONY_BACKEND``, ``auto``. On a CPU ``fused`` runs the CUDA kernels in Triton's interpreter where that was asked
-for (``TRITON_INTERPRET=1``): slow, for tests. On ``meta`` tensors it computes the shapes the CUDA kernels return.
+``reference`` insist. The choice is, from strongest to weakest: the innermost :func:`use_backend` that means the op, the
+environment variable ``CACOPHONY_BACKEND``, ``auto``. On a CPU ``fused`` runs the CUDA kernels in Triton's interpreter
+where that was asked for (``TRITON_INTERPRET=1``): slow, for tests. On ``meta`` tensors it computes the shapes the CUDA
+kernels return.
 """
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -44,7 +45,8 @@ class Choice:
 _ops: dict[str, Op] = {}
 # One for the process, not a ContextVar: autograd calls ops again from threads of its own, and torch.compile can trace
 # and guard a global.
-_asked: Backend | None = None
+_asked: dict[str, Backend] = {}
+_EVERY_OP = "*"
 
 
 def register(
@@ -67,10 +69,14 @@ def register(
     return dispatch
 
 
-def current_backend() -> Backend:
-    """Return the backend asked for now; raises InputError where the environment variable holds another word."""
-    if _asked is not None:
-        return _asked
+def current_backend(op: str = _EVERY_OP) -> Backend:
+    """Return the backend asked for ``op``, or for the ops nobody named, now.
+
+    Raises InputError where the environment variable holds another word.
+    """
+    for name in (op, _EVERY_OP):
+        if name in _asked:
+            return _asked[name]
     word = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
     for backend in get_args(Backend):
         if word == backend:
@@ -79,12 +85,19 @@ def current_backend() -> Backend:
 
 
 @contextlib.contextmanager
-def use_backend(backend: Backend) -> Iterator[None]:
-    """Run the body with ``backend`` in every thread, whatever the environment says."""
+def use_backend(backend: Backend, ops: Collection[str] | None = None) -> Iterator[None]:
+    """Run the body with ``backend`` in every thread, whatever the environment says.
+
+    With ``ops`` only these are meant and the others keep what they had: ``fused`` for the ops that have a fused
+    implementation, say. Raises InputError for another word and ValueError for an op that is not registered.
+    """
     if backend not in get_args(Backend):
         raise InputError(f"backend {backend!r} is unknown; expected auto, fused or reference")
+    if unknown := sorted(set(ops or ()) - _ops.keys()):
+        raise ValueError(f"use_backend: ops holds {unknown[0]!r}, expected some of {', '.join(sorted(_ops))}")
     global _asked
-    before, _asked = _asked, backend
+    before = _asked
+    _asked = {_EVERY_OP: backend} if ops is None else {**before, **dict.fromkeys(ops, backend)}
     try:
         yield
     finally:
@@ -94,7 +107,7 @@ def use_backend(backend: Backend) -> Iterator[None]:
 def choose(name: str, device: torch.device) -> Choice:
     """Say which implementation of op ``name`` runs on ``device`` under the current backend, and why."""
     op = _ops[name]
-    asked = current_backend()
+    asked = current_backend(name)
     fused = op.fused.get(device.type)
     if asked == "reference":
         return Choice(name, "reference", "backend reference was asked for", op.reference)

@@ -112,6 +112,24 @@ def test_context_beats_environment_and_ends(both: Callable[..., Any], monkeypatc
     assert current_backend() == "reference"
 
 
+def test_a_backend_can_be_asked_for_some_ops_only(
+    both: Callable[..., Any], only_reference: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.zeros(1)
+    with use_backend("reference"), use_backend("fused", ops=["toy_both"]):
+        assert (both(x), only_reference(x), current_backend()) == ("fused", "reference", "reference")
+        with use_backend("reference"):  # the inner one means all ops
+            assert both(x) == "reference"
+        assert both(x) == "fused"
+    with use_backend("fused", ops=["toy_reference"]), pytest.raises(InputError, match="no fused toy_reference on cpu"):
+        only_reference(x)
+    monkeypatch.setenv("CACOPHONY_BACKEND", "reference")
+    with use_backend("fused", ops=["toy_both"]):
+        assert both(x) == "fused"
+    with pytest.raises(ValueError, match="'toy_none', expected some of"), use_backend("fused", ops=["toy_none"]):
+        pass
+
+
 def test_wrong_words_are_named(monkeypatch: pytest.MonkeyPatch, only_reference: Callable[..., Any]) -> None:
     with pytest.raises(InputError, match=r"'fast'.*auto, fused or reference"), use_backend(cast(Backend, "fast")):
         pass
