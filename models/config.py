@@ -6,8 +6,16 @@ from dataclasses import dataclass, field
 from ..errors import InputError
 
 ROBERTA_VOCABULARY = 50_265
+MOST_LAYERS = 256  # a damaged file must not make us build a billion of them
+MOST_FEATURES = 1 << 24
 MAX_PATCHES = 1500  # of a clip in use: 30 s of audio, the budget of the authors' evaluation on Clotho
 MAX_TEXT_TOKENS = 77  # of a caption, <s> and </s> included (paper, section IV)
+
+
+def _check_range(config: object, most: int, *names: str) -> None:
+    for name in names:
+        if not 1 <= getattr(config, name) <= most:
+            raise InputError(f"{name} is {getattr(config, name)}; expected 1 to {most}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +33,8 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         """Check that the sizes fit each other."""
-        for name in ("width", "layers", "heads", "mlp_width"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+        _check_range(self, MOST_LAYERS, "layers")
+        _check_range(self, MOST_FEATURES, "width", "heads", "mlp_width")
         if self.width % (2 * self.heads):
             raise InputError(f"width {self.width} is not an even multiple of heads {self.heads}: change one of them")
 
@@ -48,6 +55,7 @@ class TextConfig(TransformerConfig):
     def __post_init__(self) -> None:
         """Check sizes and the dropout rate."""
         super().__post_init__()
+        _check_range(self, MOST_FEATURES, "vocab_size", "max_positions")
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout is {self.dropout}; expected 0 <= dropout < 1")
 
@@ -83,9 +91,8 @@ class AudioTextConfig:
         """Check the ranges, and that the pooler's heads divide the audio width."""
         if not math.isfinite(self.initial_logit_scale):
             raise InputError(f"initial_logit_scale is {self.initial_logit_scale}; expected a number")
-        for name in ("caption_layers", "projection_width"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+        _check_range(self, MOST_LAYERS, "caption_layers")
+        _check_range(self, MOST_FEATURES, "projection_width")
         if self.pool_heads < 1 or self.audio.width % self.pool_heads:
             raise InputError(f"pool_heads {self.pool_heads} does not divide audio.width {self.audio.width}")
 

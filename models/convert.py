@@ -9,10 +9,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from .authors_tree import AUDIO_LAYER, SCANNED, Leaf, Shape, Tree, authors_shapes, rules
-from .config import AudioMAEConfig, AudioTextConfig, NetworkConfig, TextConfig, TransformerConfig
+from .config import MOST_LAYERS, AudioMAEConfig, AudioTextConfig, NetworkConfig, TextConfig, TransformerConfig
 from .flax_file import Progress
-
-_MOST_LAYERS = 256  # a damaged shape must not make us build a billion of them
 
 
 def infer_config(tree: Tree, *, text_heads: int = 12, pool_heads: int = 8) -> NetworkConfig:
@@ -118,8 +116,8 @@ def _sizes(tree: Tree, path: str, dimensions: int) -> Shape:
 def _num_layers(tree: Tree, stack: str) -> int:
     path = f"{stack}/intermediate/dense/kernel"
     layers = _sizes(tree, path, 3)[0]
-    if layers > _MOST_LAYERS:
-        raise InputError(f"leaf {path} has {layers} layers, expected at most {_MOST_LAYERS}; the checkpoint is damaged")
+    if layers > MOST_LAYERS:
+        raise InputError(f"leaf {path} has {layers} layers, expected at most {MOST_LAYERS}; the checkpoint is damaged")
     return layers
 
 

@@ -7,6 +7,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..errors import InputError
@@ -16,7 +17,7 @@ from .audio_mae import AudioMAE
 from .audio_text import AudioText
 from .config import MAX_PATCHES, MAX_TEXT_TOKENS, AudioMAEConfig, AudioTextConfig, NetworkConfig
 from .config_io import from_dict, to_dict
-from .weights import load_into, load_tensors, save_tensors
+from .weights import check_tensors, load_tensors, save_tensors, shapes
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
@@ -102,8 +103,12 @@ def read_model(directory: Path) -> AudioMAE | AudioText:
 
     Raises InputError that names the file where something is missing, damaged or does not fit.
     """
-    model = build_network(read_config(directory))
-    load_into(model, load_tensors(directory / MODEL_FILE), directory / MODEL_FILE)
+    config, file = read_config(directory), directory / MODEL_FILE
+    tensors = load_tensors(file)
+    with torch.device("meta"):  # sizes alone: nothing is allocated for a config that the file does not bear out
+        model = build_network(config)
+    check_tensors(shapes(tensors), shapes(model.state_dict()), file)
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return model
 
 

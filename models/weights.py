@@ -16,6 +16,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors; equal tensors give equal bytes."""
     # transformers refuses a file that does not say which framework's layout it has.
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata={"format": "pt"})
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors would have it readable by its owner alone
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -32,9 +33,13 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) ->
 
     Raises InputError that names the first tensor that is missing, unexpected or of another shape.
     """
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    check_tensors(found, {name: tuple(own.shape) for name, own in module.state_dict().items()}, source)
+    check_tensors(shapes(tensors), shapes(module.state_dict()), source)
     module.load_state_dict(dict(tensors))
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """Return the shape of every tensor by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def check_tensors(found: Mapping[str, Shape], expected: Mapping[str, Shape], source: Path) -> None:

@@ -26,7 +26,7 @@ EVERYTHING = 1 << 30
 
 def main() -> None:
     """Read the command line and write the files."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("goldens", type=Path, help="directory with the full golden vectors")
     parser.add_argument("--whole", action="store_true", help="keep every entry")
     arguments = parser.parse_args()

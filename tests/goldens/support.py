@@ -95,7 +95,7 @@ def worst(found: Iterable[Deviation]) -> tuple[float, str]:
 def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
     """Collect what ``module`` returns."""
     seen: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))  # type: ignore[arg-type]
     yield seen
     handle.remove()
 

@@ -1,9 +1,7 @@
 """Checkpoints of flax: read as flax means them, written byte for byte as flax writes, refused in one line otherwise."""
 
-import io
 import pickle
 import tracemalloc
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -85,29 +83,6 @@ def assert_same(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarr
         np.testing.assert_array_equal(found[name], values, strict=True)
 
 
-def plainly(path: Path) -> dict[str, np.ndarray]:
-    """Read a checkpoint as flax does: whole objects, chunks joined."""
-
-    def unpack(code: int, data: bytes) -> np.ndarray:
-        assert code == 1
-        shape, dtype, values = msgpack.unpackb(data)
-        return np.frombuffer(values, dtype).reshape(shape)
-
-    def flat(node: dict[str, Any], above: str) -> dict[str, np.ndarray]:
-        leaves: dict[str, np.ndarray] = {}
-        for name, child in node.items():
-            if not isinstance(child, dict):
-                leaves[above + name] = child
-            elif "chunks" in child:
-                leaves[above + name] = np.concatenate(list(child["chunks"].values())).reshape(*child["shape"].values())
-            else:
-                leaves |= flat(child, f"{above}{name}/")
-        return leaves
-
-    top = msgpack.unpackb(path.read_bytes(), ext_hook=unpack)
-    return flat(top[0 if isinstance(top, list) else "0"]["params"], "")
-
-
 @pytest.mark.parametrize(
     ("name", "leaves", "values"),
     [
@@ -122,7 +97,6 @@ def test_files_written_by_flax_are_read_and_written_back_byte_for_byte(
     source, copy, second = GOLDENS / f"{name}.ckpt", tmp_path / "copy.ckpt", tmp_path / "second.ckpt"
     tree = read_tree(source)
     assert (len(tree), sum(array.size for array in tree.values())) == (leaves, values)
-    assert_same(tree, plainly(source))
 
     if name == "chunked_leaf_example":
         monkeypatch.setattr(flax_file, "_CHUNK_BYTES", 2**15)
@@ -248,20 +222,13 @@ def test_a_leaf_that_is_no_array_is_named(file: File, leaf: Any, expected: str):
     assert expected in message
 
 
-def zipped() -> bytes:
-    box = io.BytesIO()
-    with zipfile.ZipFile(box, "w") as archive:
-        archive.writestr("data.pkl", "x")
-    return box.getvalue()
-
-
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
         (b"", "is empty"),
         *((pickle.dumps({"params": [1, 2]}, protocol), "looks like a pickle") for protocol in range(6)),
         (pickle.dumps([1]), "never loads"),
-        (zipped(), "zip archive, as torch.save"),
+        (b"PK\x03\x04" + bytes(30), "zip archive, as torch.save"),
         (save({"a": np.ones(3, np.float32)}), "is a safetensors file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
         (b'{"params": {}}', "is not a flax checkpoint: it begins with b'{\"params'"),
@@ -276,33 +243,11 @@ def zipped() -> bytes:
         (packed({"params": array(np.ones(1))}), "holds no params"),
         (packed({"params": {"a/b": array(np.ones(1))}}), "leaf a/b: a name is empty or has a slash"),
         (packed({"params": {"": array(np.ones(1))}}), "a name is empty"),
-        (packed({"params": {"a\x1b[31m": array(np.ones(1))}}), "unprintable"),
-        (packed({"params": {"a" * 256: array(np.ones(1))}}), "at most 255 bytes"),
-        (packed({"params": {1: 2}}), "leaf params at byte 10: expected a name"),
-        (b"\x82\xa1a\x00\xa1a\x00", "at byte 6: the name a for the second time"),
-        (b"\x81\xa1\xff\x00", "not UTF-8"),
-        (b"\x81\xa1a\xc1", "0xc1"),
-        (b"\x81\xa1a" + b"\x91" * 100 + b"\x00", "more than 64 levels"),
-        (
-            b"\x92" + b"\xdc\xff\xff" + b"\x00" * 65_535 + b"\xdd\x00\x0f\x42\x40" + b"\x00" * 1_000_000,
-            "1000000 values",
-        ),
         (packed({"params": nested(TREE)}) + b"\x00", "1 bytes follow the end"),
     ],
 )
 def test_what_is_no_flax_checkpoint_is_refused_in_a_line(file: File, content: bytes, expected: str):
     assert expected in file.refused(content)
-
-
-@pytest.mark.parametrize("code", [0xC6, 0xC9, 0xDB, 0xDD, 0xDF])
-def test_a_length_beyond_the_file_allocates_nothing(file: File, code: int):
-    tracemalloc.start()
-    try:
-        message = file.refused(b"\x81\xa6params\x81\xa1a" + bytes([code]) + b"\xff\xff\xff\xff\x01")
-        assert tracemalloc.get_traced_memory()[1] < 200_000
-    finally:
-        tracemalloc.stop()
-    assert "leaf params/a at byte" in message
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path):

@@ -51,6 +51,9 @@ def test_a_model_comes_back_exactly(tmp_path: Path, config: NetworkConfig):
         ({"network": None}, "None, expected a table"),
         ({"network": {"encoder": {"widht": 3}}}, r"encoder\.widht is unknown; did you mean encoder\.width"),
         ({"network": {"encoder": {"width": 97}}}, "width 97 is not an even multiple of heads"),
+        ({"network": {"encoder": {"layers": 10**9}}}, "layers is 1000000000; expected 1 to 256"),
+        ({"network": {"encoder": {"width": 2**40}}}, "width is 1099511627776; expected 1 to 16777216"),
+        ({"network": {"encoder": {"width": 2**24}}}, r"model\.safetensors: tensor .* has shape"),
         ({"network": {}}, r"model\.safetensors: tensor .* has shape"),
     ],
 )
@@ -78,3 +81,10 @@ def test_the_longest_text_is_the_tokenizers(tmp_path: Path):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": wrong}))
         with pytest.raises(InputError, match="model_max_length"):
             read_max_text_tokens(tmp_path)
+
+
+def test_others_may_read_a_model_as_they_may_its_directory(tmp_path: Path):
+    for mode in (0o755, 0o700):
+        tmp_path.chmod(mode)
+        write(tmp_path, AUDIO_MAE_SIZES["demo"])
+        assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == mode & 0o666
