@@ -16,7 +16,7 @@ from .checks import FUSED_DTYPES, check_device, check_dtype, check_shape
 from .dropout import DropoutKey, dropout, kernel_arguments
 from .layer_norm_triton import MAX_WIDTH, layer_norm_bwd_op, layer_norm_fwd_op
 from .layout import Layout, Packed, padded_layout
-from .spec import Case, Inputs, MakeInputs, Spec, Work
+from .spec import Case, Inputs, MakeInputs, Spec, Work, draw_normal
 
 
 class LayerNormFunction(torch.autograd.Function):
@@ -165,8 +165,8 @@ _add_dispatch = backend.register(
 
 def _rows(*shape: int, scale: float = 1.0, offset: float = 0.0) -> MakeInputs:
     def make(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Inputs:
-        x = (torch.randn(shape, generator=generator) * scale + offset).to(device, dtype).requires_grad_()
-        weight, bias = (torch.randn(shape[-1], generator=generator).to(x).requires_grad_() for _ in range(2))
+        x, weight, bias = (draw_normal(size, generator, device, dtype) for size in (shape, shape[-1:], shape[-1:]))
+        x.data.mul_(scale).add_(offset)
         return {"x": x, "weight": weight, "bias": bias, "eps": 1e-6}
 
     return make
@@ -180,10 +180,9 @@ def _sums(
     def make(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Inputs:
         packed = Packed.from_lengths(lengths, device)
         shape = (len(lengths), packed.padded_width, width) if padded else (packed.total, width)
-        wide = {"residual": shape, "weight": (width,), "bias": (width,)}
-        tensors = {"x": torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()}
-        for name, size in wide.items():
-            tensors[name] = torch.randn(size, generator=generator).to(device, stream or dtype).requires_grad_()
+        tensors = {"x": draw_normal(shape, generator, device, dtype)}
+        for name, size in (("residual", shape), ("weight", (width,)), ("bias", (width,))):
+            tensors[name] = draw_normal(size, generator, device, stream or dtype)
         sample_index = torch.randint(2**40, (len(lengths),), generator=generator).to(device)
         key = DropoutKey(rate=rate, seed=2**40 + 3, step=1, sample_index=sample_index, site=5)
         return {**tensors, "eps": 1e-5, "dropout_key": key, "layout": padded_layout(packed) if padded else packed}

@@ -92,6 +92,7 @@ def layer_norm_bwd_kernel(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Walk over every n-th block of rows, n the number of programs, adding up weight's and bias's gradients."""
     column = tl.arange(0, BLOCK_D)
@@ -99,7 +100,7 @@ def layer_norm_bwd_kernel(
     w = tl.load(weight + column, in_column, other=0.0).to(tl.float32)
     d_weight = tl.zeros((BLOCK_D,), tl.float32)
     d_bias = tl.zeros((BLOCK_D,), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0), num_stages=STAGES):
         row = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         in_row = row < rows
         mask = in_row[:, None] & in_column[None, :]
@@ -144,14 +145,14 @@ def sum_partials_kernel(partials, total, programs, N, BLOCK_PROGRAMS: tl.constex
     tl.store(total + column, accumulated.to(total.dtype.element_ty), in_column)
 
 
-def _tiles(width: int) -> dict[str, int]:
-    """Rows and warps of a program: 4096 elements on 4 warps, 32 a thread, until a row alone is larger."""
+def _tiles(width: int, elements: int) -> dict[str, int]:
+    """Rows and warps of a program that holds ``elements`` at a time, or one row where that is more."""
     block = next_power_of_two(width)
     return {
         "D": width,
         "BLOCK_D": block,
-        "BLOCK_ROWS": max(4096 // block, 1),
-        "num_warps": max(block // 1024, 4),
+        "BLOCK_ROWS": max(elements // block, 1),
+        "num_warps": max(block // 512, 4),
     }
 
 
@@ -166,7 +167,7 @@ def layer_norm_fwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch the forward kernel on contiguous ``[rows, D]``: normed, new residual (``[0]`` without one), mean, rstd."""
     normed, new_residual, mean, rstd = _fwd_outputs(x, residual, weight, bias, eps, dtype)
-    tiles = _tiles(x.shape[1])
+    tiles = _tiles(x.shape[1], 4096)
     launch(
         layer_norm_fwd_kernel,
         (cdiv(x.shape[0], tiles["BLOCK_ROWS"]),),
@@ -191,8 +192,12 @@ def layer_norm_bwd(
     """Launch both backward kernels: gradients of h, of x (``[0]`` where the same), of weight and bias ``[2, D]``."""
     d_residual, d_x, d_parameters = _bwd_outputs(d_normed, d_new_residual, h, weight, mean, rstd, x_dtype, rate)
     rows, width = h.shape
-    tiles = _tiles(width)
-    programs = min(cdiv(rows, tiles["BLOCK_ROWS"]), 4 * processors(h.device))
+    tiles = _tiles(width, 2048)
+    # All programs run at once: what they hold leaves room for three on a processor, fewer of the widest. Two blocks of
+    # rows are on their way to shared memory while one is computed, where three fit there.
+    together = min(max(MAX_WIDTH // tiles["BLOCK_D"], 1), 3)
+    programs = min(cdiv(rows, tiles["BLOCK_ROWS"]), together * processors(h.device))
+    stages = 3 if tiles["BLOCK_D"] <= 2048 else 1
     partials = torch.empty((programs, 2 * width), dtype=torch.float32, device=h.device)
     launch(
         layer_norm_bwd_kernel,
@@ -200,6 +205,7 @@ def layer_norm_bwd(
         *(d_normed, d_new_residual, h, weight, mean, rstd, d_residual, d_x if d_x.dim() == 2 else None),
         *(partials, rows, *_kernel_dropout(rate, *key_and_rows)),
         **tiles,
+        STAGES=stages,
     )
     columns = 32
     launch(
