@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import backend
-from .checks import FUSED_DTYPES, check_device, check_dtype, check_shape
-from .dropout import DropoutKey, dropout, kernel_arguments
+from .checks import FUSED_DTYPES, check_device, check_dtype, check_layout, check_shape
+from .dropout import DropoutKey, dropout_reference, op_arguments
 from .layer_norm_triton import MAX_WIDTH, layer_norm_bwd_op, layer_norm_fwd_op
 from .layout import Layout, Packed, padded_layout
 from .spec import Case, Inputs, MakeInputs, Spec, Work, draw_normal
@@ -26,7 +26,7 @@ class LayerNormFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *rest: Any) -> Any:
         """Run forward and keep what was normalised."""
         normed, new_residual, mean, rstd = layer_norm_fwd_op(x, residual, weight, bias, *rest)
-        _, _, ctx.rate, ctx.key, *rows = rest
+        _, _, ctx.rate, ctx.integers, *rows = rest
         ctx.x_dtype, ctx.is_sum = x.dtype, residual is not None
         ctx.save_for_backward(x if residual is None else new_residual, weight, mean, rstd, *rows)
         ctx.set_materialize_grads(False)
@@ -41,7 +41,7 @@ class LayerNormFunction(torch.autograd.Function):
         d_normed = torch.zeros_like(h) if d_normed is None else d_normed.contiguous()
         d_sum = d_new_residual.contiguous() if ctx.is_sum and d_new_residual is not None else None
         d_residual, d_x, d_parameters = layer_norm_bwd_op(
-            d_normed, d_sum, h, weight, mean, rstd, ctx.x_dtype, ctx.rate, ctx.key, *rows
+            d_normed, d_sum, h, weight, mean, rstd, ctx.x_dtype, ctx.rate, ctx.integers, *rows
         )
         d_weight, d_bias = d_parameters.unbind()
         d_x = d_x if d_x.dim() == 2 else d_residual
@@ -77,6 +77,10 @@ def add_layer_norm(
     does.
     """
     _check("add_layer_norm", x, residual, weight, bias)
+    if layout is not None:
+        check_layout("add_layer_norm", "x", x, layout)
+    elif dropout_key is not None:
+        raise ValueError("add_layer_norm: layout is None, expected the tokens' layout beside dropout_key")
     return _add_dispatch(x, residual, weight, bias, eps, dropout_key=dropout_key, layout=layout, dtype=dtype)
 
 
@@ -101,8 +105,8 @@ def add_layer_norm_reference(
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute :func:`add_layer_norm` in plain PyTorch."""
-    if dropout_key is not None and layout is not None:
-        x = dropout(x, dropout_key, layout)
+    if dropout_key is not None and dropout_key.rate > 0.0 and layout is not None:
+        x = dropout_reference(x, dropout_key, layout)
     new_residual = (residual + x).to(residual.dtype)
     return layer_norm_reference(new_residual, weight, bias, eps, dtype=dtype), new_residual
 
@@ -110,7 +114,7 @@ def add_layer_norm_reference(
 def _layer_norm_cuda(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, dtype: torch.dtype | None) -> Tensor:
     _check_fused("layer_norm", dtype, x=x, weight=weight, bias=bias)
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    dropout_arguments = kernel_arguments(None, None, x.device)
+    dropout_arguments = op_arguments(None, None, x.device)
     normed, _ = LayerNormFunction.apply(
         rows, None, weight.contiguous(), bias.contiguous(), eps, dtype or x.dtype, *dropout_arguments
     )
@@ -130,7 +134,7 @@ def _add_layer_norm_cuda(
 ) -> tuple[Tensor, Tensor]:
     _check_fused("add_layer_norm", dtype, x=x, residual=residual, weight=weight, bias=bias)
     rows, residual_rows = (tensor.reshape(-1, x.shape[-1]).contiguous() for tensor in (x, residual))
-    dropout_arguments = kernel_arguments(dropout_key, layout, x.device)
+    dropout_arguments = op_arguments(dropout_key, layout, x.device)
     normed, new_residual = LayerNormFunction.apply(
         rows, residual_rows, weight.contiguous(), bias.contiguous(), eps, dtype or residual.dtype, *dropout_arguments
     )
