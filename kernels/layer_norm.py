@@ -167,11 +167,14 @@ _add_dispatch = backend.register(
 )
 
 
-def _rows(*shape: int, scale: float = 1.0, offset: float = 0.0) -> MakeInputs:
+def _rows(*shape: int, scale: float = 1.0, offset: float = 0.0, stream: torch.dtype | None = None) -> MakeInputs:
+    """Rows x; with ``stream`` they and the parameters have that dtype and the normed the asked one, as in autocast."""
+
     def make(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Inputs:
-        x, weight, bias = (draw_normal(size, generator, device, dtype) for size in (shape, shape[-1:], shape[-1:]))
+        sizes = shape, shape[-1:], shape[-1:]
+        x, weight, bias = (draw_normal(size, generator, device, stream or dtype) for size in sizes)
         x.data.mul_(scale).add_(offset)
-        return {"x": x, "weight": weight, "bias": bias, "eps": 1e-6}
+        return {"x": x, "weight": weight, "bias": bias, "eps": 1e-6, "dtype": dtype if stream else None}
 
     return make
 
@@ -179,36 +182,44 @@ def _rows(*shape: int, scale: float = 1.0, offset: float = 0.0) -> MakeInputs:
 def _sums(
     lengths: list[int], width: int, *, rate: float = 0.0, padded: bool = False, stream: torch.dtype | None = None
 ) -> MakeInputs:
-    """Tokens of sequences of these ``lengths``; residual, weight and bias in ``stream`` where it is given."""
+    """Tokens x of sequences of these ``lengths``; residual and parameters in ``stream`` where it is given."""
 
     def make(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Inputs:
         packed = Packed.from_lengths(lengths, device)
         shape = (len(lengths), packed.padded_width, width) if padded else (packed.total, width)
-        tensors = {"x": draw_normal(shape, generator, device, dtype)}
-        for name, size in (("residual", shape), ("weight", (width,)), ("bias", (width,))):
-            tensors[name] = draw_normal(size, generator, device, stream or dtype)
+        residual = _rows(*shape, stream=stream)(generator, device, dtype)
         sample_index = torch.randint(2**40, (len(lengths),), generator=generator).to(device)
-        key = DropoutKey(rate=rate, seed=2**40 + 3, step=1, sample_index=sample_index, site=5)
-        return {**tensors, "eps": 1e-5, "dropout_key": key, "layout": padded_layout(packed) if padded else packed}
+        return {
+            **residual,
+            "x": draw_normal(shape, generator, device, dtype),
+            "residual": residual["x"],
+            "dropout_key": DropoutKey(rate=rate, seed=2**40 + 3, step=1, sample_index=sample_index, site=5),
+            "layout": padded_layout(packed) if padded else packed,
+        }
 
     return make
 
 
 def _forward_work(inputs: Inputs) -> Work:
-    """Every operand is read, the normed and the sum are written."""
-    return Work(bytes=sum(2 * inputs[name].nbytes for name in ("x", "residual") if name in inputs))
+    """Read every operand, write the normed and the sum."""
+    x, residual = inputs["x"], inputs.get("residual")
+    stream = x if residual is None else residual
+    normed_bytes = stream.numel() * (inputs["dtype"] or stream.dtype).itemsize
+    return Work(bytes=x.nbytes + normed_bytes + (0 if residual is None else 2 * residual.nbytes))
 
 
 def _backward_work(inputs: Inputs) -> Work:
-    """The normalised and the gradients of what came out are read, the gradients of what went in are written.
+    """Read what was normalised and the gradients of what came out, write the gradients of what went in.
 
-    Residual and x share a gradient where nothing lies between them.
+    Residual and x share one where nothing lies between them.
     """
     x, residual = inputs["x"], inputs.get("residual")
+    stream = x if residual is None else residual
+    normed_bytes = stream.numel() * (inputs["dtype"] or stream.dtype).itemsize
     if residual is None:
-        return Work(bytes=3 * x.nbytes)
+        return Work(bytes=normed_bytes + 2 * x.nbytes)
     shared = inputs["dropout_key"].rate == 0.0 and x.dtype == residual.dtype
-    return Work(bytes=4 * residual.nbytes + (0 if shared else x.nbytes))
+    return Work(bytes=normed_bytes + 3 * residual.nbytes + (0 if shared else x.nbytes))
 
 
 SPEC = Spec(
@@ -225,7 +236,9 @@ SPEC = Spec(
         Case("large", _rows(9, 768, scale=1e4)),
         Case("far from zero", _rows(9, 768, offset=100.0)),
         Case("constant rows", _rows(9, 96, scale=0.0, offset=3.0)),
+        Case("float32 stream", _rows(5, 768, stream=torch.float32)),
         Case("stage 1", _rows(131_072, 768), paper=True),
+        Case("stage 1, float32 stream", _rows(131_072, 768, stream=torch.float32), paper=True),
     ),
     forward=_forward_work,
     backward=_backward_work,

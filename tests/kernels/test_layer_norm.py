@@ -199,7 +199,10 @@ def test_wrong_arguments_are_named(op: Callable[..., Any], changes: dict[str, An
         ({"x": torch.zeros(13, 48, dtype=torch.int64)}, "x is torch.int64"),
         ({"bias": torch.zeros(48, dtype=torch.float16)}, "bias is torch.float16, expected torch.float32 as weight"),
         ({"dtype": torch.float64}, "dtype is torch.float64"),
-        ({"x": torch.zeros(1, 8193), "weight": torch.ones(8193), "bias": torch.ones(8193)}, "x is 8193 wide, expected 1 to 8192"),
+        (
+            {"x": torch.zeros(1, 8193), "weight": torch.ones(8193), "bias": torch.ones(8193)},
+            "x is 8193 wide, expected 1 to 8192",
+        ),
     ],
 )
 def test_what_the_kernels_do_not_take_is_named(changes: dict[str, Any], message: str) -> None:
