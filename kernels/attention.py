@@ -127,3 +127,15 @@ SPEC = Spec(
     forward=lambda inputs: _work(inputs, 2, 2),
     backward=lambda inputs: _work(inputs, 5, 4),
 )
+
+
+def attention_fwd(query, key, value, query_layout, key_layout, *, causal, dropout):
+    out = attention_reference(query, key, value, query_layout, key_layout, causal=causal, dropout=dropout)
+    return out, None
+
+
+def attention_bwd(d_out, query, key, value, out, saved, query_layout, key_layout, *, causal, dropout):
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in (query, key, value)]
+        again = attention_reference(*leaves, query_layout, key_layout, causal=causal, dropout=dropout)
+        return torch.autograd.grad(again, leaves, d_out)

@@ -1,0 +1,165 @@
+"""The steps of a transformer block by hand: a forward step, and the backward step that undoes it; no autograd graph.
+
+Rows ``[..., D]`` of any layout. A forward step returns what the next one reads; a backward step takes the gradient of
+that, adds the gradients of the parameters to buffers the caller gives (float32, or wider), and returns the gradient of
+what the forward step read. Nothing is kept between them: what backward needs, the caller kept or makes again.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import backend
+from .dropout import DropoutKey, OpArguments, dropout_reference, op_arguments
+from .layer_norm_triton import layer_norm_bwd_op, layer_norm_fwd_op
+from .layout import Layout
+from .linear import Activation
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Where a dropout lies: its ``key`` and the tokens' ``layout``."""
+
+    key: DropoutKey
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Normed:
+    """A normalised sum: ``normed``, the sum ``h`` itself, and its rows' ``mean`` and ``rstd`` (float32 or wider)."""
+
+    normed: Tensor
+    h: Tensor
+    mean: Tensor
+    rstd: Tensor
+
+
+def norm_forward(
+    x: Tensor | None,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    dropout: Dropout | None = None,
+) -> Normed:
+    """Normalise h = residual + dropout(x), or the residual alone where ``x`` is None; all ``[..., D]``, one dtype.
+
+    normed = (h - mean) · rstd · weight + bias, rstd = 1 / sqrt(var + eps). The parameters may be wider.
+    """
+    if _is_fused("add_layer_norm", residual):
+        rows = residual.reshape(-1, residual.shape[-1]).contiguous()
+        arguments = (
+            op_arguments(dropout.key, dropout.layout, rows.device) if dropout else op_arguments(None, None, rows.device)
+        )
+        update = None if x is None else x.reshape(rows.shape).contiguous()
+        first, second = (rows, None) if update is None else (update, rows)
+        normed, h, mean, rstd = layer_norm_fwd_op(first, second, weight, bias, eps, residual.dtype, *arguments)
+        h = residual if update is None else h.view(residual.shape)
+        return Normed(normed.view(residual.shape), h, mean, rstd)
+    if x is not None and dropout is not None:
+        x = dropout_reference(x, dropout.key, dropout.layout)
+    h = residual if x is None else residual + x
+    wide = _wide(h)
+    variance, mean = torch.var_mean(wide, dim=-1, correction=0)
+    rstd = (variance + eps).rsqrt()
+    unit = (wide - mean[..., None]) * rstd[..., None]
+    return Normed((unit * weight + bias).to(h.dtype), h, mean, rstd)
+
+
+def norm_backward(
+    d_normed: Tensor,
+    d_h: Tensor | None,
+    forward: Normed,
+    weight: Tensor,
+    d_weight: Tensor,
+    d_bias: Tensor,
+    *,
+    dropout: Dropout | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and of the residual; ``d_h`` is what reaches the sum h from elsewhere.
+
+    With u = (h - mean) · rstd and g = d_normed · weight: d_residual = rstd · (g - mean(g) - u · mean(g · u)) + d_h,
+    d_x its dropout; d_weight += Σ d_normed · u, d_bias += Σ d_normed. Where nothing lies between them the two are one
+    tensor.
+    """
+    h = forward.h
+    if _is_fused("add_layer_norm", h):
+        rows = h.reshape(-1, h.shape[-1])
+        arguments = (
+            op_arguments(dropout.key, dropout.layout, h.device) if dropout else op_arguments(None, None, h.device)
+        )
+        d_sum = None if d_h is None else d_h.reshape(rows.shape).contiguous()
+        d_residual, d_x, d_parameters = layer_norm_bwd_op(
+            d_normed.reshape(rows.shape).contiguous(),
+            d_sum,
+            rows,
+            weight,
+            forward.mean,
+            forward.rstd,
+            h.dtype,
+            *arguments,
+        )
+        d_weight += d_parameters[0]
+        d_bias += d_parameters[1]
+        d_residual = d_residual.view(h.shape)
+        return (d_x.view(h.shape) if d_x.dim() == 2 else d_residual), d_residual
+    g = _wide(d_normed)
+    unit = (_wide(h) - forward.mean[..., None]) * forward.rstd[..., None]
+    d_weight += (g * unit).flatten(0, -2).sum(0)
+    d_bias += g.flatten(0, -2).sum(0)
+    g = g * weight
+    d_residual = forward.rstd[..., None] * (
+        g - g.mean(dim=-1, keepdim=True) - unit * (g * unit).mean(dim=-1, keepdim=True)
+    )
+    if d_h is not None:
+        d_residual = d_residual + d_h
+    d_residual = d_residual.to(h.dtype)
+    d_x = dropout_reference(d_residual, dropout.key, dropout.layout) if dropout else d_residual
+    return d_x, d_residual
+
+
+def linear_forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return x @ weight.T + bias in ``x``'s dtype: ``x`` ``[..., K]``, ``weight`` ``[N, K]``, ``bias`` ``[N]``."""
+    return F.linear(x, weight.to(x.dtype), bias.to(x.dtype))
+
+
+def linear_backward(d_y: Tensor, x: Tensor, weight: Tensor, d_weight: Tensor, d_bias: Tensor) -> Tensor:
+    """Return d_y @ weight; d_weight += d_yᵀ @ x and d_bias += Σ d_y, products of bf16 summed in the buffer's dtype."""
+    rows, x_rows = d_y.flatten(0, -2), x.flatten(0, -2)
+    if rows.dtype == d_weight.dtype:
+        d_weight.addmm_(rows.T, x_rows)
+    elif rows.is_cuda:
+        torch.addmm(d_weight, rows.T, x_rows, out_dtype=d_weight.dtype, out=d_weight)
+    else:
+        d_weight.addmm_(rows.T.to(d_weight.dtype), x_rows.to(d_weight.dtype))
+    d_bias += rows.sum(0, dtype=d_bias.dtype)
+    return d_y @ weight.to(d_y.dtype)
+
+
+def activation_forward(pre: Tensor, activation: Activation) -> Tensor:
+    """Return silu(pre) = pre · sigmoid(pre), or gelu(pre) with erf."""
+    return F.silu(pre) if activation == "silu" else F.gelu(pre)
+
+
+def activation_backward(d_out: Tensor, pre: Tensor, activation: Activation) -> Tensor:
+    """Return the gradient of ``pre``: d_out · activation'(pre)."""
+    if activation == "silu":
+        return torch.ops.aten.silu_backward(d_out, pre)
+    return torch.ops.aten.gelu_backward(d_out, pre)
+
+
+def _op_arguments(dropout: Dropout | None, rows: Tensor) -> OpArguments:
+    if dropout is None:
+        return op_arguments(None, None, rows.device)
+    return op_arguments(dropout.key, dropout.layout, rows.device)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.element_size() < 4 else x
+
+
+def _is_fused(op: str, x: Tensor) -> bool:
+    return backend.choose(op, x.device).path == "fused"

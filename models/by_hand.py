@@ -1,0 +1,141 @@
+"""Steps that blocks by hand are made of: a module's parameters and gradient buffers around :mod:`~.kernels.block_ops`.
+
+``undo_*`` is the backward of a step: it adds the gradients of the parameters to their ``grad`` and returns that of the
+step's input.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.attention import attention_bwd, attention_fwd
+from ..kernels.block_ops import (
+    Dropout,
+    Normed,
+    activation_backward,
+    activation_forward,
+    linear_backward,
+    linear_forward,
+    norm_backward,
+    norm_forward,
+)
+from ..kernels.dropout import DropoutKey
+from ..kernels.layout import Layout
+from ..kernels.linear import Activation
+from .block import CrossAttention, PostNormBlock, PreNormBlock, SelfAttention
+from .layers import LayerNorm, Linear
+
+Stash = Literal[0, 1, 2, 3, 6, 10]
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What attention returned: ``out`` ``[..., H, d]``, and what its provider wants back."""
+
+    out: Tensor
+    saved: Any
+
+
+def gradient_buffer(parameter: nn.Parameter) -> Tensor:
+    """Return the parameter's ``grad``, made of zeros where there is none."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def norm(
+    own: LayerNorm, x: Tensor | None, residual: Tensor, key: DropoutKey | None = None, layout: Layout | None = None
+) -> Normed:
+    """Normalise residual + dropout(x), or the residual alone where ``x`` is None."""
+    return norm_forward(x, residual, own.weight, own.bias, own.eps, dropout=_dropout(key, layout))
+
+
+def undo_norm(
+    own: LayerNorm,
+    d_normed: Tensor,
+    d_h: Tensor | None,
+    forward: Normed,
+    key: DropoutKey | None = None,
+    layout: Layout | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and residual; ``d_h`` reaches their sum from elsewhere."""
+    buffers = gradient_buffer(own.weight), gradient_buffer(own.bias)
+    return norm_backward(d_normed, d_h, forward, own.weight, *buffers, dropout=_dropout(key, layout))
+
+
+def linear(own: Linear, x: Tensor) -> Tensor:
+    """Return x Wᵀ + b."""
+    return linear_forward(x, own.weight, own.bias)
+
+
+def undo_linear(own: Linear, d_y: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient of x."""
+    return linear_backward(d_y, x, own.weight, gradient_buffer(own.weight), gradient_buffer(own.bias))
+
+
+def undo_feed_forward(
+    block: PreNormBlock | PostNormBlock, d_out: Tensor, x: Tensor, inside: Tensor, activation: Activation
+) -> Tensor:
+    """Return the gradient of ``x``, what the feed-forward read; ``inside`` is W₁ x + b₁."""
+    d_activated = undo_linear(block.mlp_out, d_out, activation_forward(inside, activation))
+    return undo_linear(block.mlp_in, activation_backward(d_activated, inside, activation), x)
+
+
+def attend(attention: SelfAttention, qkv: Tensor, layout: Layout, key: DropoutKey | None) -> Attended:
+    """Attend within each sequence; ``qkv`` ``[..., 3 D]``, ``key`` of the attention weights' dropout."""
+    query, keys, values = _split(qkv, 3, attention.heads)
+    return Attended(*attention_fwd(query, keys, values, layout, layout, causal=attention.causal, dropout=key))
+
+
+def undo_attend(
+    attention: SelfAttention, d_flat: Tensor, qkv: Tensor, attended: Attended, layout: Layout, key: DropoutKey | None
+) -> Tensor:
+    """Return the gradient of ``qkv`` from that of what attention returned, ``[..., D]``."""
+    query, keys, values = _split(qkv, 3, attention.heads)
+    d_out = d_flat.unflatten(-1, (attention.heads, -1))
+    gradients = attention_bwd(
+        d_out, query, keys, values, attended.out, attended.saved, layout, layout, causal=attention.causal, dropout=key
+    )
+    return torch.stack(gradients, dim=-3).flatten(-3)
+
+
+def cross_attend(
+    attention: CrossAttention,
+    query: Tensor,
+    key_value: Tensor,
+    layout: Layout,
+    context_layout: Layout,
+    key: DropoutKey | None,
+) -> Attended:
+    """Attend from ``query`` ``[..., D]`` to a context's ``key_value`` ``[..., 2 D]``."""
+    (queries,), (keys, values) = _split(query, 1, attention.heads), _split(key_value, 2, attention.heads)
+    return Attended(*attention_fwd(queries, keys, values, layout, context_layout, causal=False, dropout=key))
+
+
+def undo_cross_attend(
+    attention: CrossAttention,
+    d_flat: Tensor,
+    query: Tensor,
+    key_value: Tensor,
+    attended: Attended,
+    layout: Layout,
+    context_layout: Layout,
+    key: DropoutKey | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of ``query`` and ``key_value``."""
+    (queries,), (keys, values) = _split(query, 1, attention.heads), _split(key_value, 2, attention.heads)
+    d_out = d_flat.unflatten(-1, (attention.heads, -1))
+    d_query, *d_key_value = attention_bwd(
+        d_out, queries, keys, values, attended.out, attended.saved, layout, context_layout, causal=False, dropout=key
+    )
+    return d_query.flatten(-2), torch.stack(d_key_value, dim=-3).flatten(-3)
+
+
+def _dropout(key: DropoutKey | None, layout: Layout | None) -> Dropout | None:
+    return Dropout(key, layout) if key is not None and key.rate > 0.0 and layout is not None else None
+
+
+def _split(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    return projected.unflatten(-1, (parts, heads, -1)).unbind(-3)

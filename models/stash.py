@@ -1,0 +1,108 @@
+"""Transformer blocks by hand: a forward that keeps what the stash says, and a backward that makes the rest again.
+
+Numbers kept per token of a pre-norm block of width d and feed-forward 4 d:
+
+===== ==== ==================================== =====================================================
+level kept what                                 computed again in backward
+===== ==== ==================================== =====================================================
+1     1 d  the block's input                    all but the feed-forward's second half
+2     2 d  + the sum after attention            queries, keys, values, attention, feed-forward's first half
+3     3 d  + what attention returned            queries, keys, values, feed-forward's first half
+6     6 d  + queries, keys and values           the feed-forward's first half
+10    10 d + the feed-forward's inside          normalisations and activations only
+===== ==== ==================================== =====================================================
+
+A post-norm block keeps, at level 2, the sum before each of its norms. Level 0 keeps nothing: whoever calls runs the
+stack again, at a level above, before its backward. Dropout masks are functions of their keys and are replayed. No
+autograd graph exists inside; gradients of parameters are added to their ``grad``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..kernels.dropout import DropoutKey
+from ..kernels.layout import Layout
+from .block import PostNormBlock, PreNormBlock
+from .by_hand import Stash
+from .post_norm_by_hand import post_norm_backward, post_norm_forward
+from .pre_norm_by_hand import pre_norm_backward, pre_norm_forward
+
+
+def run_stack(
+    blocks: Sequence[nn.Module],
+    x: Tensor,
+    layout: Layout,
+    stash: Stash,
+    *,
+    dropout_key: DropoutKey | None = None,
+    context: Tensor | None = None,
+    context_layout: Layout | None = None,
+) -> Tensor:
+    """Run ``blocks`` (all pre-norm, or all post-norm) on tokens ``x`` ``[..., D]``; differentiable.
+
+    ``stash`` is what the forward keeps for the backward, at least 1. ``dropout_key.at(n)`` is block n's key; blocks
+    with cross-attention read ``context``. The computation is in ``x``'s dtype whatever autocast says.
+    """
+    if stash < 1:
+        raise ValueError(f"run_stack: stash is {stash}, expected 1, 2, 3, 6 or 10: level 0 is the caller's")
+    keys = [dropout_key.at(number) if dropout_key else None for number in range(len(blocks))]
+    stack = _Stack(blocks, layout, stash, keys, context_layout)
+    anchor = next(blocks[0].parameters())  # parameters ask for backward even where x does not
+    return _StackFunction.apply(stack, x, context, anchor)
+
+
+@dataclass(frozen=True)
+class _Stack:
+    blocks: Sequence[nn.Module]
+    layout: Layout
+    stash: Stash
+    keys: Sequence[DropoutKey | None]
+    context_layout: Layout | None
+
+    def forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, list[Any]]:
+        kept: list[Any] = []
+        update: Tensor | None = None
+        for block, key in zip(self.blocks, self.keys, strict=True):
+            if isinstance(block, PreNormBlock):
+                x, update, of_block = pre_norm_forward(block, x, update, self.layout, self.stash)
+            else:
+                assert isinstance(block, PostNormBlock)
+                x, of_block = post_norm_forward(block, x, self.layout, self.stash, key, context, self.context_layout)
+            kept.append(of_block)
+        return (x if update is None else x + update), kept
+
+    def backward(self, d_x: Tensor, kept: list[Any], context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        d_context: Tensor | None = None
+        for block, key in zip(reversed(self.blocks), reversed(self.keys), strict=True):
+            of_block = kept.pop()
+            if isinstance(block, PreNormBlock):
+                d_x = pre_norm_backward(block, d_x, of_block, self.layout)
+            else:
+                assert isinstance(block, PostNormBlock)
+                d_x, more = post_norm_backward(block, d_x, of_block, self.layout, key, context, self.context_layout)
+                d_context = more if d_context is None else d_context + more if more is not None else d_context
+        return d_x, d_context
+
+
+class _StackFunction(torch.autograd.Function):
+    """Joins a stack to the graph around it."""
+
+    @staticmethod
+    def forward(ctx: Any, stack: _Stack, x: Tensor, context: Tensor | None, anchor: Tensor) -> Tensor:
+        """Run forward and hold on to what was kept."""
+        ctx.stack, ctx.context = stack, context
+        with torch.autocast(x.device.type, enabled=False):
+            y, ctx.kept = stack.forward(x, context)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> Any:  # type: ignore[override]
+        """Run backward; what was kept is let go block by block."""
+        d_x, d_context = ctx.stack.backward(d_y, ctx.kept, ctx.context)
+        return None, d_x, d_context, None
