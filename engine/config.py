@@ -11,6 +11,7 @@ from typing import Literal
 from ..errors import InputError
 from ..kernels.backend import Backend
 from ..kernels.layout import LayoutName
+from ..models.by_hand import Stash
 from ..models.config import AudioMAEConfig, AudioTextConfig
 
 Precision = Literal["fp32", "bf16"]
@@ -90,11 +91,21 @@ class MaeObjectiveConfig:
     """Patches whose reconstruction is scored."""
     unbiased_variance: bool = True
     """Divide the variance that normalises a target patch by 255 (True) or 256."""
+    stash: Literal[1, 2, 3, 6, 10] = 10
+    """What a micro-batch's forward keeps for its backward, in numbers of the width's size per token and layer: 10 keeps
+    everything, so nothing but norms and activations is computed twice."""
+    explicit_blocks: bool = True
+    """Differentiate the transformer blocks by hand; False leaves them to autograd, which keeps everything."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         _require_finite(self, "objective.")
         _require(0.0 < self.mask_ratio < 1.0, f"objective.mask_ratio is {self.mask_ratio}; expected 0 < ratio < 1")
+        _require(
+            self.explicit_blocks or self.stash == 10,
+            f"objective.stash is {self.stash}, but autograd keeps everything; set objective.explicit_blocks to true or "
+            "objective.stash to 10",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,15 +120,23 @@ class ContrastiveObjectiveConfig:
     """Clips with more patches (10.24 s are 512) are seen through a random subset of this many."""
     halve_contrastive: bool = False
     """Take the mean of both directions (open_clip) instead of their sum (the paper's eq. 1)."""
-    stash: Literal[0, 10] = 0
-    """What the first forward keeps for the backward: 0 keeps the inputs and computes the encoders again, so memory is
-    a micro-batch's; 10 keeps everything, so nothing is computed twice."""
+    stash: Stash = 0
+    """What the first forward keeps for the backward, in numbers of the width's size per token and layer: 0 keeps the
+    inputs and computes the encoders again, so memory is a micro-batch's; 10 keeps everything, so nothing but norms and
+    activations is computed twice; 1, 2, 3 and 6 lie between."""
+    explicit_blocks: bool = True
+    """Differentiate the transformer blocks by hand; False leaves them to autograd, whose stash is 0 or 10."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         _require_finite(self, "objective.")
         _require(self.caption_weight >= 0.0, f"objective.caption_weight is {self.caption_weight}; expected at least 0")
         _require(self.max_patches >= 1, f"objective.max_patches is {self.max_patches}; expected at least 1")
+        _require(
+            self.explicit_blocks or self.stash in (0, 10),
+            f"objective.stash is {self.stash}, which autograd does not have; set objective.explicit_blocks to true, or "
+            "objective.stash to 0 or 10",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

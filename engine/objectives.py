@@ -127,7 +127,8 @@ class MaskedReconstruction:
         valid_tokens = flops = 0
         for masked in inputs:
             with self.setting.autocast():
-                prediction, _ = model(masked.kept, masked.restore.positions)
+                stash = self.config.stash if self.config.explicit_blocks else None
+                prediction, _ = model(masked.kept, masked.restore.positions, stash)
                 target = self._join(masked, masked.kept.values, masked.restore.values)
                 micro_loss = patch_mse(
                     prediction,
@@ -224,7 +225,7 @@ class ContrastiveCaptioning:
         the gradient of each embedding; 3. embed again where nothing was kept, caption, and go backward.
         """
         assert isinstance(model, AudioText)
-        world, keep = self.setting.world, self.config.stash == 10
+        world, keep = self.setting.world, self.config.stash > 0
         kept = [self._embed(model, micro) if keep else None for micro in inputs]
         with torch.no_grad():
             embedded = [encoded or self._embed(model, micro) for encoded, micro in zip(kept, inputs, strict=True)]
@@ -263,16 +264,24 @@ class ContrastiveCaptioning:
         return Report(losses, valid_tokens, flops)
 
     def _embed(self, model: AudioText, micro: _PairInputs) -> "_Encoded":
+        stash = (self.config.stash or 10) if self.config.explicit_blocks else None
         with self.setting.autocast():
-            audio_hidden, audio_embedding = model.encode_audio(micro.audio)
-            text_hidden, text_embedding = model.encode_text(micro.text.token_ids, micro.text.layout, micro.dropout_key)
+            audio_hidden, audio_embedding = model.encode_audio(micro.audio, stash)
+            text_hidden, text_embedding = model.encode_text(
+                micro.text.token_ids, micro.text.layout, micro.dropout_key, stash
+            )
         return _Encoded(audio_hidden, audio_embedding, text_hidden, text_embedding)
 
     def _caption(self, model: AudioText, micro: _PairInputs, encoded: "_Encoded") -> Tensor:
         text = micro.text
         with self.setting.autocast():
             hidden = model.decode_caption(
-                encoded.text_hidden, text.layout, encoded.audio_hidden, micro.audio.layout, micro.dropout_key
+                encoded.text_hidden,
+                text.layout,
+                encoded.audio_hidden,
+                micro.audio.layout,
+                micro.dropout_key,
+                10 if self.config.explicit_blocks else None,
             )
             head = model.caption_decoder.head
             return caption_loss(hidden, head.weight, head.bias, text.targets, text.weights)

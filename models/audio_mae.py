@@ -7,8 +7,10 @@ from ..kernels.log_mel import FREQ_PATCHES, PATCH_PIXELS
 from ..kernels.mae_decoder_input import decoder_layout, mae_decoder_input
 from ..kernels.patch_embed import patch_embed
 from .block import PreNormBlock
+from .by_hand import Stash
 from .config import AudioMAEConfig, TransformerConfig
-from .layers import LayerNorm, Linear, Table
+from .layers import LayerNorm, Linear, Table, linear_dtype
+from .stash import run_stack
 
 
 class AudioEncoder(nn.Module):
@@ -21,11 +23,10 @@ class AudioEncoder(nn.Module):
         self.blocks = nn.ModuleList(PreNormBlock(config) for _ in range(config.layers))
         self.norm = LayerNorm(config.width, eps=1e-6)
 
-    def forward(self, patches: Patches) -> Tensor:
-        """Return hidden states ``[B, L, D]`` or ``[T, D]`` of ``patches``."""
+    def forward(self, patches: Patches, stash: Stash | None = None) -> Tensor:
+        """Return hidden states ``[B, L, D]`` or ``[T, D]`` of ``patches``; ``stash``: :func:`~.stash.run_stack`."""
         x = patch_embed(patches, self.patch.weight, self.patch.bias, self.freq_embedding.weight)
-        for block in self.blocks:
-            x = block(x, patches.layout)
+        x = run_stack(list(self.blocks), x.to(linear_dtype(x)), patches.layout, stash)
         return self.norm(x)
 
     def flops(self, lengths: Tensor) -> int:
@@ -45,14 +46,15 @@ class MAEDecoder(nn.Module):
         self.norm = LayerNorm(config.width, eps=1e-6)
         self.pixels = Linear(config.width, PATCH_PIXELS)
 
-    def forward(self, encoded: Tensor, visible: PatchPositions, restore: PatchPositions) -> tuple[Tensor, Layout]:
+    def forward(
+        self, encoded: Tensor, visible: PatchPositions, restore: PatchPositions, stash: Stash | None = None
+    ) -> tuple[Tensor, Layout]:
         """Return predicted pixels ``[B, Lv + Lr, 256]`` or ``[Tv + Tr, 256]`` (visible first) and their layout."""
         x = mae_decoder_input(
             self.embed(encoded), visible, restore, self.restore_token.weight, self.freq_embedding.weight
         )
         layout = decoder_layout(visible.layout, restore.layout)
-        for block in self.blocks:
-            x = block(x, layout)
+        x = run_stack(list(self.blocks), x.to(linear_dtype(x)), layout, stash)
         return self.pixels(self.norm(x)), layout
 
     def flops(self, visible_lengths: Tensor, restore_lengths: Tensor) -> int:
@@ -71,9 +73,9 @@ class AudioMAE(nn.Module):
         self.encoder = AudioEncoder(config.encoder)
         self.decoder = MAEDecoder(config.decoder, config.encoder.width)
 
-    def forward(self, visible: Patches, restore: PatchPositions) -> tuple[Tensor, Layout]:
+    def forward(self, visible: Patches, restore: PatchPositions, stash: Stash | None = None) -> tuple[Tensor, Layout]:
         """Return predicted pixels of visible and restored patches and their layout; see :class:`MAEDecoder`."""
-        return self.decoder(self.encoder(visible), visible.positions, restore)
+        return self.decoder(self.encoder(visible, stash), visible.positions, restore, stash)
 
     def flops(self, visible_lengths: Tensor, restore_lengths: Tensor) -> int:
         """FLOPs of a forward pass over clips of so many visible and restored patches (``[B]`` each)."""

@@ -7,6 +7,7 @@ from ..kernels.attention_pool import attention_pool
 from ..kernels.dropout import DropoutKey
 from ..kernels.layout import Layout, Patches
 from .audio_mae import AudioEncoder
+from .by_hand import Stash
 from .config import AudioTextConfig
 from .layers import Linear, Table
 from .text import CaptionDecoder, TextEncoder, normalise
@@ -73,16 +74,16 @@ class AudioText(nn.Module):
         )
         self.logit_scale = LogitScale(config.initial_logit_scale)
 
-    def encode_audio(self, patches: Patches) -> tuple[Tensor, Tensor]:
-        """Return hidden states of ``patches`` and unit embeddings ``[B, P]``."""
-        hidden = self.audio_encoder(patches)
+    def encode_audio(self, patches: Patches, stash: Stash | None = None) -> tuple[Tensor, Tensor]:
+        """Return hidden states of ``patches`` and unit embeddings ``[B, P]``; ``stash``: :func:`~.stash.run_stack`."""
+        hidden = self.audio_encoder(patches, stash)
         return hidden, self.audio_pooler(hidden, patches.layout)
 
     def encode_text(
-        self, token_ids: Tensor, layout: Layout, dropout_key: DropoutKey | None = None
+        self, token_ids: Tensor, layout: Layout, dropout_key: DropoutKey | None = None, stash: Stash | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return hidden states of ``token_ids`` (``[B, L]`` or ``[T]``) and unit embeddings ``[B, P]``."""
-        hidden = self.text_encoder(token_ids, layout, dropout_key.at(0) if dropout_key else None)
+        hidden = self.text_encoder(token_ids, layout, dropout_key.at(0) if dropout_key else None, stash=stash)
         return hidden, self.text_pooler(hidden, layout)
 
     def decode_caption(
@@ -92,10 +93,11 @@ class AudioText(nn.Module):
         audio_hidden: Tensor,
         audio_layout: Layout,
         dropout_key: DropoutKey | None = None,
+        stash: Stash | None = None,
     ) -> Tensor:
         """Return the caption decoder's hidden states, of ``text_hidden``'s shape."""
         key = dropout_key.at(1) if dropout_key else None
-        return self.caption_decoder(text_hidden, layout, audio_hidden, audio_layout, key)
+        return self.caption_decoder(text_hidden, layout, audio_hidden, audio_layout, key, stash=stash)
 
     def embedding_flops(self, audio_lengths: Tensor, text_lengths: Tensor) -> int:
         """FLOPs of embedding clips of so many patches and captions of so many tokens (``[B]`` each), forward."""

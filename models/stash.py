@@ -37,7 +37,7 @@ def run_stack(
     blocks: Sequence[nn.Module],
     x: Tensor,
     layout: Layout,
-    stash: Stash,
+    stash: Stash | None,
     *,
     dropout_key: DropoutKey | None = None,
     context: Tensor | None = None,
@@ -45,13 +45,23 @@ def run_stack(
 ) -> Tensor:
     """Run ``blocks`` (all pre-norm, or all post-norm) on tokens ``x`` ``[..., D]``; differentiable.
 
-    ``stash`` is what the forward keeps for the backward, at least 1. ``dropout_key.at(n)`` is block n's key; blocks
-    with cross-attention read ``context``. The computation is in ``x``'s dtype whatever autocast says.
+    ``stash`` is what the forward keeps for the backward, at least 1; None leaves the blocks to autograd, which keeps
+    everything. ``dropout_key.at(n)`` is block n's key; blocks with cross-attention read ``context``. By hand the
+    computation is in ``x``'s dtype whatever autocast says.
     """
+    keys = [dropout_key.at(number) if dropout_key else None for number in range(len(blocks))]
+    if stash is None:
+        for block, key in zip(blocks, keys, strict=True):
+            if isinstance(block, PreNormBlock):
+                x = block(x, layout)
+            else:
+                x = block(x, layout, dropout_key=key, context=context, context_layout=context_layout)
+        return x
     if stash < 1:
         raise ValueError(f"run_stack: stash is {stash}, expected 1, 2, 3, 6 or 10: level 0 is the caller's")
-    keys = [dropout_key.at(number) if dropout_key else None for number in range(len(blocks))]
     stack = _Stack(blocks, layout, stash, keys, context_layout)
+    if context is not None:
+        context = context.to(x.dtype)
     anchor = next(blocks[0].parameters())  # parameters ask for backward even where x does not
     return _StackFunction.apply(stack, x, context, anchor)
 
@@ -64,7 +74,7 @@ class _Stack:
     keys: Sequence[DropoutKey | None]
     context_layout: Layout | None
 
-    def forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, list[Any]]:
+    def forward(self, x: Tensor, context: Tensor | None, keep: bool) -> tuple[Tensor, list[Any]]:
         kept: list[Any] = []
         update: Tensor | None = None
         for block, key in zip(self.blocks, self.keys, strict=True):
@@ -73,7 +83,8 @@ class _Stack:
             else:
                 assert isinstance(block, PostNormBlock)
                 x, of_block = post_norm_forward(block, x, self.layout, self.stash, key, context, self.context_layout)
-            kept.append(of_block)
+            if keep:
+                kept.append(of_block)
         return (x if update is None else x + update), kept
 
     def backward(self, d_x: Tensor, kept: list[Any], context: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -97,7 +108,7 @@ class _StackFunction(torch.autograd.Function):
         """Run forward and hold on to what was kept."""
         ctx.stack, ctx.context = stack, context
         with torch.autocast(x.device.type, enabled=False):
-            y, ctx.kept = stack.forward(x, context)
+            y, ctx.kept = stack.forward(x, context, keep=any(ctx.needs_input_grad))
         return y
 
     @staticmethod

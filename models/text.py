@@ -6,8 +6,10 @@ from torch import Tensor, nn
 from ..kernels.dropout import DropoutKey, dropout
 from ..kernels.layout import Layout
 from .block import PostNormBlock, StackCache
+from .by_hand import Stash
 from .config import TextConfig, TransformerConfig
-from .layers import LayerNorm, Linear, Table
+from .layers import LayerNorm, Linear, Table, linear_dtype
+from .stash import run_stack
 
 
 class TextEncoder(nn.Module):
@@ -32,18 +34,23 @@ class TextEncoder(nn.Module):
         dropout_key: DropoutKey | None = None,
         cache: StackCache | None = None,
         first_position: int = 0,
+        stash: Stash | None = None,
     ) -> Tensor:
-        """Return hidden states of ``token_ids`` (int, ``[B, L]`` or ``[T]``).
+        """Return hidden states of ``token_ids`` (int, ``[B, L]`` or ``[T]``); ``stash``: :func:`~.stash.run_stack`.
 
         With a ``cache``, ``token_ids`` ``[B, 1]`` are the tokens at position ``first_position`` and the cache holds
         those before.
         """
         positions = layout.positions + first_position
         x = self.word_embedding(token_ids) + self.position_embedding(positions) + self.type_embedding.weight[0]
-        x = dropout(self.norm(x), dropout_key.at(0) if dropout_key else None, layout)
+        x = self.norm(x, dtype=linear_dtype(x))
+        x = dropout(x, dropout_key.at(0) if dropout_key else None, layout)
+        if cache is None:
+            return run_stack(
+                list(self.blocks), x, layout, stash, dropout_key=dropout_key.at(1) if dropout_key else None
+            )
         for number, block in enumerate(self.blocks):
-            key = dropout_key.at(number + 1) if dropout_key else None
-            x = block(x, layout, dropout_key=key, cache=cache.own[number] if cache else None)
+            x = block(x, layout, cache=cache.own[number])
         return x
 
     def flops(self, lengths: Tensor) -> int:
@@ -67,18 +74,31 @@ class CaptionDecoder(nn.Module):
         audio_layout: Layout,
         dropout_key: DropoutKey | None = None,
         cache: StackCache | None = None,
+        stash: Stash | None = None,
     ) -> Tensor:
-        """Return hidden states of ``text_hidden``'s shape; ``head`` maps them to logits."""
+        """Return hidden states of ``text_hidden``'s shape; ``head`` maps them to logits.
+
+        ``stash`` as in :func:`~.stash.run_stack`; a ``cache`` is for generation, without dropout.
+        """
         x = text_hidden
+        if cache is None:
+            return run_stack(
+                list(self.blocks),
+                x,
+                layout,
+                stash,
+                dropout_key=dropout_key,
+                context=audio_hidden,
+                context_layout=audio_layout,
+            )
         for number, block in enumerate(self.blocks):
             x = block(
                 x,
                 layout,
                 context=audio_hidden,
                 context_layout=audio_layout,
-                dropout_key=dropout_key.at(number) if dropout_key else None,
-                cache=cache.own[number] if cache else None,
-                cross_cache=cache.cross[number] if cache else None,
+                cache=cache.own[number],
+                cross_cache=cache.cross[number],
             )
         return x
 

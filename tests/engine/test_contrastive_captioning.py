@@ -17,6 +17,7 @@ from cacophony.kernels.layout import Packed, pad, padded_layout
 from cacophony.kernels.log_mel import log_mel
 from cacophony.kernels.patch_mask import keep_at_most, patch_mask
 from cacophony.models.audio_text import AudioText
+from cacophony.models.by_hand import Stash
 from cacophony.models.layers import init_weights
 from torch import Tensor
 
@@ -121,7 +122,7 @@ def assert_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]):
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
-@pytest.mark.parametrize("stash", [0, 10])
+@pytest.mark.parametrize("stash", [0, 1, 2, 3, 6, 10])
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 64])
 @pytest.mark.parametrize(("reduction", "dropout"), [("caption", 0.3), ("token", 0.0)])
 def test_the_gradient_is_the_full_batchs_whatever_the_micro_batch_stash_and_layout(
@@ -129,7 +130,7 @@ def test_the_gradient_is_the_full_batchs_whatever_the_micro_batch_stash_and_layo
     batch: AudioTextBatch,
     contrastive_config: ContrastiveRunConfig,
     layout: Literal["packed", "padded"],
-    stash: Literal[0, 10],
+    stash: Stash,
     micro_batch_size: int,
     reduction: Literal["caption", "token"],
     dropout: float,
