@@ -1,0 +1,140 @@
+"""Choosing patches on the device: kernel, launcher and op of the selection of :mod:`.patch_mask`."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .counter_rng import device_fold, device_random_bits, device_root_key
+from .library import define
+from .log_mel import FREQ_PATCHES
+from .triton_runtime import jit, launch, next_power_of_two, tl
+
+MAX_PATCHES = 16_384
+"""Most patches of a clip: one program holds a clip's words in its registers."""
+
+
+@jit(do_not_specialize=["seed", "step", "kept_width", "restore_width"])
+def patch_select_kernel(
+    kept_offsets,  # int32 [B + 1]
+    restore_offsets,  # int32 [B + 1]
+    sample_index,  # int64 [B]
+    kept_time,  # int64 [kept_total] or [B, kept_width]; so are the next four, their mask bool
+    kept_freq,
+    kept_mask,  # None: packed
+    restore_time,
+    restore_freq,
+    restore_mask,
+    seed,
+    step,
+    kept_width,
+    restore_width,
+    FREQ_PATCHES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Choose the patches of one clip by bisection for the k-th smallest word; write where they lie, ascending."""
+    clip = tl.program_id(0)
+    kept_first, restore_first = tl.load(kept_offsets + clip), tl.load(restore_offsets + clip)
+    keep = tl.load(kept_offsets + clip + 1) - kept_first
+    restore = tl.load(restore_offsets + clip + 1) - restore_first
+    number = tl.arange(0, BLOCK)
+    valid = number < keep + restore
+    key = device_fold(device_root_key(seed, step), tl.load(sample_index + clip))
+    word = device_random_bits(key, number)
+
+    low, high = tl.full((), 0, tl.uint32), tl.full((), 0xFFFFFFFF, tl.uint32)
+    for _ in range(32):
+        middle = low + ((high - low) >> 1)
+        enough = tl.sum((valid & (word <= middle)).to(tl.int32)) >= keep
+        low, high = tl.where(enough, low, middle + 1), tl.where(enough, middle, high)
+    # No two words are equal: under one key they are a bijection of the patch number.
+    kept = (number < tl.where(keep > 0, keep + restore, 0)) & (word <= high)
+    kept_before = tl.cumsum(kept.to(tl.int32)) - kept.to(tl.int32)
+    left, left_before = valid & ~kept, number - kept_before
+    _store_positions(
+        kept_time, kept_freq, kept_mask, kept_first, keep, kept_width, clip, number, kept_before, kept, FREQ_PATCHES
+    )
+    _store_positions(
+        restore_time,
+        restore_freq,
+        restore_mask,
+        restore_first,
+        restore,
+        restore_width,
+        clip,
+        number,
+        left_before,
+        left,
+        FREQ_PATCHES,
+    )
+
+
+@jit
+def _store_positions(time, freq, mask, first, length, width, clip, number, slot, chosen, FREQ_PATCHES: tl.constexpr):
+    """Write the places of the chosen patches to their slots; padded, also the mask and zeros in the padding."""
+    start = first.to(tl.int64)
+    if mask is not None:
+        start = clip.to(tl.int64) * width
+        in_row = number < width
+        padding = in_row & (number >= length)
+        tl.store(mask + start + number, number < length, in_row)
+        tl.store(time + start + number, tl.zeros_like(number).to(tl.int64), padding)
+        tl.store(freq + start + number, tl.zeros_like(number).to(tl.int64), padding)
+    tl.store(time + start + slot, (number // FREQ_PATCHES).to(tl.int64), chosen)
+    tl.store(freq + start + slot, (number % FREQ_PATCHES).to(tl.int64), chosen)
+
+
+def patch_select(
+    kept_offsets: Tensor,
+    restore_offsets: Tensor,
+    sample_index: Tensor,
+    key: list[int],
+    kept_shape: Sequence[int],
+    restore_shape: Sequence[int],
+    max_patches: int,
+) -> tuple[Tensor, ...]:
+    """Launch the selection, one program a clip: time, frequency and mask (``[0]`` packed) of kept and of restore.
+
+    ``key`` is [seed, step]; the shapes are ``[total]`` packed or ``[B, width]`` padded.
+    """
+    outputs = _select_outputs(kept_offsets, restore_offsets, sample_index, key, kept_shape, restore_shape, max_patches)
+    kept_time, kept_freq, kept_mask, restore_time, restore_freq, restore_mask = outputs
+    is_padded = len(kept_shape) == 2
+    block = next_power_of_two(max(max_patches, 512))
+    launch(
+        patch_select_kernel,
+        (len(sample_index),),
+        *(kept_offsets, restore_offsets, sample_index),
+        *(kept_time, kept_freq, kept_mask if is_padded else None),
+        *(restore_time, restore_freq, restore_mask if is_padded else None),
+        *(*key, kept_shape[-1], restore_shape[-1]),
+        FREQ_PATCHES=FREQ_PATCHES,
+        BLOCK=block,
+        num_warps=max(block // 1024, 1),  # 32 words a thread: few warps, since they meet at every bisection
+    )
+    return outputs
+
+
+def _select_outputs(
+    kept_offsets: Tensor,
+    restore_offsets: Tensor,
+    sample_index: Tensor,
+    key: list[int],
+    kept_shape: Sequence[int],
+    restore_shape: Sequence[int],
+    max_patches: int,
+) -> tuple[Tensor, ...]:
+    outputs: list[Tensor] = []
+    for shape in (kept_shape, restore_shape):
+        outputs += [sample_index.new_empty(shape) for _ in range(2)]
+        outputs.append(sample_index.new_empty(shape if len(shape) == 2 else 0, dtype=torch.bool))
+    return tuple(outputs)
+
+
+patch_select_op = define(
+    "patch_select(Tensor kept_offsets, Tensor restore_offsets, Tensor sample_index, SymInt[] key, "
+    "SymInt[] kept_shape, SymInt[] restore_shape, SymInt max_patches) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    patch_select,
+    _select_outputs,
+)
