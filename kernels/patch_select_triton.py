@@ -38,50 +38,45 @@ def patch_select_kernel(
     keep = tl.load(kept_offsets + clip + 1) - kept_first
     restore = tl.load(restore_offsets + clip + 1) - restore_first
     number = tl.arange(0, BLOCK)
-    valid = number < keep + restore
+    kept_start, restore_start = kept_first.to(tl.int64), restore_first.to(tl.int64)
+    if kept_mask is not None:
+        kept_start, restore_start = clip.to(tl.int64) * kept_width, clip.to(tl.int64) * restore_width
+        _pad(kept_time + kept_start, kept_freq + kept_start, kept_mask + kept_start, keep, kept_width, number)
+        _pad(
+            restore_time + restore_start,
+            restore_freq + restore_start,
+            restore_mask + restore_start,
+            restore,
+            restore_width,
+            number,
+        )
     key = device_fold(device_root_key(seed, step), tl.load(sample_index + clip))
-    word = device_random_bits(key, number)
+    word = tl.where(number < keep + restore, device_random_bits(key, number), 0xFFFFFFFF)
 
     low, high = tl.full((), 0, tl.uint32), tl.full((), 0xFFFFFFFF, tl.uint32)
     for _ in range(32):
         middle = low + ((high - low) >> 1)
-        enough = tl.sum((valid & (word <= middle)).to(tl.int32)) >= keep
+        enough = tl.sum((word <= middle).to(tl.int32)) >= keep
         low, high = tl.where(enough, low, middle + 1), tl.where(enough, middle, high)
     # No two words are equal: under one key they are a bijection of the patch number.
     kept = (number < tl.where(keep > 0, keep + restore, 0)) & (word <= high)
     kept_before = tl.cumsum(kept.to(tl.int32)) - kept.to(tl.int32)
-    left, left_before = valid & ~kept, number - kept_before
-    _store_positions(
-        kept_time, kept_freq, kept_mask, kept_first, keep, kept_width, clip, number, kept_before, kept, FREQ_PATCHES
-    )
-    _store_positions(
-        restore_time,
-        restore_freq,
-        restore_mask,
-        restore_first,
-        restore,
-        restore_width,
-        clip,
-        number,
-        left_before,
-        left,
-        FREQ_PATCHES,
-    )
+
+    slot = tl.where(kept, kept_before, number - kept_before)
+    is_patch = number < keep + restore
+    time = tl.where(kept, kept_time + kept_start, restore_time + restore_start)
+    tl.store(time + slot, (number // FREQ_PATCHES).to(tl.int64), is_patch)
+    freq = tl.where(kept, kept_freq + kept_start, restore_freq + restore_start)
+    tl.store(freq + slot, (number % FREQ_PATCHES).to(tl.int64), is_patch)
 
 
 @jit
-def _store_positions(time, freq, mask, first, length, width, clip, number, slot, chosen, FREQ_PATCHES: tl.constexpr):
-    """Write the places of the chosen patches to their slots; padded, also the mask and zeros in the padding."""
-    start = first.to(tl.int64)
-    if mask is not None:
-        start = clip.to(tl.int64) * width
-        in_row = number < width
-        padding = in_row & (number >= length)
-        tl.store(mask + start + number, number < length, in_row)
-        tl.store(time + start + number, tl.zeros_like(number).to(tl.int64), padding)
-        tl.store(freq + start + number, tl.zeros_like(number).to(tl.int64), padding)
-    tl.store(time + start + slot, (number // FREQ_PATCHES).to(tl.int64), chosen)
-    tl.store(freq + start + slot, (number % FREQ_PATCHES).to(tl.int64), chosen)
+def _pad(time, freq, mask, length, width, number):
+    """Write one clip's mask, and zeros to its padding slots."""
+    padding = (number >= length) & (number < width)
+    tl.store(mask + number, number < length, number < width)
+    tl.store(time + number, tl.zeros_like(number).to(tl.int64), padding)
+    tl.store(freq + number, tl.zeros_like(number).to(tl.int64), padding)
 
 
 def patch_select(
@@ -110,7 +105,7 @@ def patch_select(
         *(*key, kept_shape[-1], restore_shape[-1]),
         FREQ_PATCHES=FREQ_PATCHES,
         BLOCK=block,
-        num_warps=max(block // 1024, 1),  # 32 words a thread: few warps, since they meet at every bisection
+        num_warps=max(block // 1024, 1),  # 16 words a thread: few warps, since they meet at every bisection
     )
     return outputs
 
