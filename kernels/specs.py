@@ -1,10 +1,11 @@
 """Every op's SPEC: what tests, benches and the compile gate iterate over. Ops do not import this file."""
 
-from . import layer_norm, patch_mask
+from . import layer_norm, patch_embed, patch_mask
 from .spec import Spec
 
 SPECS: tuple[Spec, ...] = (
     layer_norm.SPEC,
     layer_norm.ADD_SPEC,
     patch_mask.SPEC,
+    patch_embed.SPEC,
 )

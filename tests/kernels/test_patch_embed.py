@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from cacophony.kernels.layout import Packed, Patches, PatchPositions, pack, pad, padded_layout
-from cacophony.kernels.patch_embed import patch_embed, sincos_embedding
+from cacophony.kernels.patch_embed import patch_embed
 from torch import Tensor
 
 WIDTH = 6
@@ -28,20 +28,6 @@ def ragged() -> tuple[Patches, Patches]:
     time, freq = torch.randint(0, 60, (packed.total,)), torch.randint(0, 8, (packed.total,))
     padded = PatchPositions(pad(time, packed), pad(freq, packed), PADDED)
     return Patches(values, PatchPositions(time, freq, packed)), Patches(pad(values, packed), padded)
-
-
-def test_sincos_is_all_sines_then_all_cosines() -> None:
-    times = [0, 1, 7, 61, 187]
-    embedding = sincos_embedding(torch.tensor(times), 8)
-    for row, time in zip(embedding.tolist(), times, strict=True):
-        angles = [time * math.exp(-2 * math.log(10_000) * j / 8) for j in range(4)]
-        expected = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-        assert row == pytest.approx(expected, abs=2e-5)  # the angle is a float32
-
-
-def test_sincos_has_no_longest_time() -> None:
-    assert bool(sincos_embedding(torch.tensor([[0, 10**6]]), 768).isfinite().all())
-    assert sincos_embedding(torch.zeros(2, 3, dtype=torch.int64), 4).tolist() == [[[0.0, 0.0, 1.0, 1.0]] * 3] * 2
 
 
 def test_each_token_is_its_patch_time_and_frequency() -> None:
