@@ -29,6 +29,7 @@ def patch_embed_fwd_kernel(
     rows,
     D: tl.constexpr,
     K: tl.constexpr,
+    FREQS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -37,34 +38,39 @@ def patch_embed_fwd_kernel(
     HALF: tl.constexpr = D // 2
     TILES: tl.constexpr = (HALF + BLOCK_HALF - 1) // BLOCK_HALF
     # Programs of the same patches run side by side and find them in the L2 cache.
-    row = tl.program_id(0) // TILES * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    first_row = tl.program_id(0) // TILES * BLOCK_ROWS
+    row = tl.arange(0, BLOCK_ROWS)  # of the block: what is added to a pointer has 32 bits
     column = tl.program_id(0) % TILES * BLOCK_HALF + tl.arange(0, BLOCK_HALF)
-    in_row, in_half = row < rows, column < HALF
+    in_row, in_half = row < rows - first_row, column < HALF
+    values += first_row.to(tl.int64) * K
     sines = tl.zeros((BLOCK_ROWS, BLOCK_HALF), tl.float32)
     cosines = tl.zeros((BLOCK_ROWS, BLOCK_HALF), tl.float32)
     for first in range(0, K, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
-        pixels = tl.load(values + row.to(tl.int64)[:, None] * K + k[None, :], in_row[:, None], other=0.0)
+        pixels = tl.load(values + row[:, None] * K + k[None, :], in_row[:, None], other=0.0)
         pixels = pixels.to(weight.dtype.element_ty)
         w = weight + column[None, :] * K + k[:, None]
         sines = tl.dot(pixels, tl.load(w, in_half[None, :], other=0.0), sines, input_precision="ieee")
         w += HALF * K
         cosines = tl.dot(pixels, tl.load(w, in_half[None, :], other=0.0), cosines, input_precision="ieee")
 
-    angle = tl.load(time + row, in_row, other=0).to(tl.float32)[:, None]
+    angle = tl.load(time + first_row + row, in_row, other=0).to(tl.float32)[:, None]
     sine, cosine = device_sincos(angle * tl.load(frequencies + column, in_half, other=0.0)[None, :])
     mask = in_row[:, None] & in_half[None, :]
-    band = tl.load(freq + row, in_row, other=0)
-    _finish(tokens, sines + sine, bias, freq_embedding, row, band, column, mask, D)
-    _finish(tokens, cosines + cosine, bias, freq_embedding, row, band, HALF + column, mask, D)
+    band = tl.load(freq + first_row + row, in_row, other=0).to(tl.int32)
+    tokens += first_row.to(tl.int64) * D
+    _finish(tokens, sines + sine, bias, freq_embedding, row, band, column, mask, D, FREQS)
+    _finish(tokens, cosines + cosine, bias, freq_embedding, row, band, HALF + column, mask, D, FREQS)
 
 
 @jit
-def _finish(tokens, sums, bias, freq_embedding, row, band, column, mask, D: tl.constexpr):
-    """Add bias and frequency rows, write the tokens."""
+def _finish(tokens, sums, bias, freq_embedding, row, band, column, mask, D: tl.constexpr, FREQS: tl.constexpr):
+    """Add bias and frequency rows, NaN for a row that is not there, and write the tokens."""
     sums += tl.load(bias + column[None, :], mask, other=0.0).to(tl.float32)
-    sums += tl.load(freq_embedding + band[:, None] * D + column[None, :], mask, other=0.0).to(tl.float32)
-    tl.store(tokens + row.to(tl.int64)[:, None] * D + column[None, :], sums.to(tokens.dtype.element_ty), mask)
+    known = mask & ((band >= 0) & (band < FREQS))[:, None]
+    freq_row = tl.load(freq_embedding + band[:, None] * D + column[None, :], known, other=float("nan"))
+    sums += freq_row.to(tl.float32)
+    tl.store(tokens + row[:, None] * D + column[None, :], sums.to(tokens.dtype.element_ty), mask)
 
 
 @jit
@@ -132,7 +138,7 @@ def patch_embed_fwd(
     tokens = _fwd_outputs(values, weight, bias, freq_embedding, time, freq, products, dtype)
     (rows, pixels), width = values.shape, weight.shape[0]
     exact = products == torch.float32
-    block_rows, block_half, block_k = (64, 32, 32) if exact else (128, 64, 64)
+    block_rows, block_half, block_k = (64, 32, 16) if exact else (64, 64, 64)
     launch(
         patch_embed_fwd_kernel,
         (cdiv(rows, block_rows) * cdiv(width // 2, block_half),),
@@ -140,11 +146,12 @@ def patch_embed_fwd(
         *(tokens, rows),
         D=width,
         K=pixels,
+        FREQS=FREQ_PATCHES,
         BLOCK_ROWS=block_rows,
         BLOCK_HALF=block_half,
         BLOCK_K=block_k,
         num_warps=4 if exact else 8,
-        num_stages=2,
+        num_stages=3,
     )
     return tokens
 
@@ -164,9 +171,9 @@ def patch_embed_bwd(
     d_parameters = _bwd_outputs(d_tokens, values, freq, products, dtype)
     (rows, width), pixels = d_tokens.shape, values.shape[1]
     exact = products == torch.float32
-    block_rows, block_d, block_k = (32, 64, 64) if exact else (32, 128, 256)
+    block_rows, block_d, block_k = (16, 64, 64) if exact else (32, 128, 128)
     tiles = cdiv(width, block_d), cdiv(pixels, block_k)
-    splits = min(cdiv(rows, block_rows), max(processors(values.device) // (tiles[0] * tiles[1]), 2))
+    splits = min(cdiv(rows, block_rows), max(2 * processors(values.device) // (tiles[0] * tiles[1]), 2))
     partials = torch.empty((splits, len(d_parameters)), dtype=torch.float32, device=values.device)
     launch(
         patch_embed_bwd_kernel,
@@ -179,7 +186,7 @@ def patch_embed_bwd(
         BLOCK_ROWS=block_rows,
         BLOCK_D=block_d,
         BLOCK_K=block_k,
-        STAGES=2,
+        STAGES=3,
         num_warps=4 if exact else 8,
     )
     sum_partials(partials, d_parameters)
