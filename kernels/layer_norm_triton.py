@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dropout import device_kept, threshold
+from .dropout import device_kept, kernel_arguments
 from .library import define
 from .partial_sums import sum_partials
 from .triton_runtime import cdiv, jit, launch, next_power_of_two, processors, tl
@@ -14,7 +14,7 @@ MAX_WIDTH = 8192
 """Widest row: it has to fit into one program's registers."""
 
 
-@jit(do_not_specialize=["row_length", "seed", "step", "site", "threshold"])
+@jit(do_not_specialize=["rows", "threshold", "slots", "site_key"])
 def layer_norm_fwd_kernel(
     x,  # [rows, D]
     residual,  # [rows, D] or None
@@ -28,10 +28,8 @@ def layer_norm_fwd_kernel(
     eps,
     keep_scale,
     threshold,
-    row_length,
-    seed,
-    step,
-    site,
+    slots,  # of a padded sequence
+    site_key,
     sample_index,  # int64 [sequences] or None: no dropout
     sequence_ids,  # int64 [rows] or None: padded
     positions,  # int64 [rows] or None: padded
@@ -48,9 +46,7 @@ def layer_norm_fwd_kernel(
 
     h = tl.load(x + offsets, mask, other=0.0).to(tl.float32)
     if sample_index is not None:
-        kept = device_kept(
-            row, column, in_row, sample_index, sequence_ids, positions, row_length, seed, step, site, threshold
-        )
+        kept = device_kept(row, column, in_row, threshold, slots, site_key, sample_index, sequence_ids, positions)
         h = tl.where(kept, h * keep_scale, 0.0)
     if residual is not None:
         h += tl.load(residual + offsets, mask, other=0.0).to(tl.float32)
@@ -69,7 +65,7 @@ def layer_norm_fwd_kernel(
     tl.store(rstd + row, row_rstd, in_row)
 
 
-@jit(do_not_specialize=["row_length", "seed", "step", "site", "threshold"])
+@jit(do_not_specialize=["rows", "threshold", "slots", "site_key"])
 def layer_norm_bwd_kernel(
     d_normed,  # [rows, D]
     d_new_residual,  # [rows, D] or None
@@ -83,10 +79,8 @@ def layer_norm_bwd_kernel(
     rows,
     keep_scale,
     threshold,
-    row_length,
-    seed,
-    step,
-    site,
+    slots,  # of a padded sequence
+    site_key,
     sample_index,  # int64 [sequences] or None: no dropout
     sequence_ids,  # int64 [rows] or None: padded
     positions,  # int64 [rows] or None: padded
@@ -101,7 +95,8 @@ def layer_norm_bwd_kernel(
     w = tl.load(weight + column, in_column, other=0.0).to(tl.float32)
     d_weight = tl.zeros((BLOCK_D,), tl.float32)
     d_bias = tl.zeros((BLOCK_D,), tl.float32)
-    for tile in tl.range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0), num_stages=STAGES):
+    tiles = tl.cdiv(rows, BLOCK_ROWS)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):  # type: ignore[misc]
         row = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         in_row = row < rows
         mask = in_row[:, None] & in_column[None, :]
@@ -124,7 +119,7 @@ def layer_norm_bwd_kernel(
         if d_x is not None:
             if sample_index is not None:
                 kept = device_kept(
-                    row, column, in_row, sample_index, sequence_ids, positions, row_length, seed, step, site, threshold
+                    row, column, in_row, threshold, slots, site_key, sample_index, sequence_ids, positions
                 )
                 dh = tl.where(kept, dh * keep_scale, 0.0)
             tl.store(d_x + offsets, dh.to(d_x.dtype.element_ty), mask)
@@ -151,7 +146,7 @@ def layer_norm_fwd(
     bias: Tensor,
     eps: float,
     dtype: torch.dtype,
-    *dropout_arguments: Any,
+    *dropout: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch the forward kernel on contiguous ``[rows, D]``: normed, new residual (``[0]`` without one), mean, rstd."""
     normed, new_residual, mean, rstd = _fwd_outputs(x, residual, weight, bias, eps, dtype)
@@ -160,7 +155,7 @@ def layer_norm_fwd(
         layer_norm_fwd_kernel,
         (cdiv(x.shape[0], tiles["BLOCK_ROWS"]),),
         *(x, residual, weight, bias, normed, new_residual, mean, rstd, x.shape[0], eps),
-        *_kernel_dropout(*dropout_arguments),
+        *kernel_arguments(*dropout),
         **tiles,
     )
     return normed, new_residual, mean, rstd
@@ -175,7 +170,7 @@ def layer_norm_bwd(
     rstd: Tensor,
     x_dtype: torch.dtype,
     rate: float,
-    *key_and_rows: Any,
+    *dropout: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch both backward kernels: gradients of h, of x (``[0]`` where the same), of weight and bias ``[2, D]``."""
     d_residual, d_x, d_parameters = _bwd_outputs(d_normed, d_new_residual, h, weight, mean, rstd, x_dtype, rate)
@@ -191,24 +186,12 @@ def layer_norm_bwd(
         layer_norm_bwd_kernel,
         (programs,),
         *(d_normed, d_new_residual, h, weight, mean, rstd, d_residual, d_x if d_x.dim() == 2 else None),
-        *(partials, rows, *_kernel_dropout(rate, *key_and_rows)),
+        *(partials, rows, *kernel_arguments(rate, *dropout)),
         **tiles,
         STAGES=stages,
     )
     sum_partials(partials, d_parameters)
     return d_residual, d_x, d_parameters
-
-
-def _kernel_dropout(
-    rate: float,
-    key: list[int],
-    sample_index: Tensor | None,
-    sequence_ids: Tensor | None,
-    positions: Tensor | None,
-) -> tuple[Any, ...]:
-    seed, step, site, row_length = key
-    scale = 1.0 / (1.0 - rate)
-    return scale, threshold(rate), row_length, seed, step, site, sample_index, sequence_ids, positions
 
 
 def _fwd_outputs(
@@ -236,7 +219,7 @@ def _bwd_outputs(
     return torch.empty_like(h), d_x, weight.new_empty((2, h.shape[1]))
 
 
-_DROPOUT_SCHEMA = "float rate, SymInt[] key, Tensor? sample_index, Tensor? sequence_ids, Tensor? positions"
+_DROPOUT_SCHEMA = "float rate, SymInt[] integers, Tensor? sample_index, Tensor? sequence_ids, Tensor? positions"
 layer_norm_fwd_op = define(
     "layer_norm_fwd(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps, ScalarType dtype, "
     f"{_DROPOUT_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",

@@ -16,7 +16,7 @@ from .sincos import device_sincos, sincos_frequencies
 from .triton_runtime import cdiv, jit, launch, processors, tl
 
 
-@jit
+@jit(do_not_specialize=["rows"])
 def patch_embed_fwd_kernel(
     values,  # [rows, K]
     weight,  # [D, K], in the dtype of the products
@@ -73,7 +73,7 @@ def _finish(tokens, sums, bias, freq_embedding, row, band, column, mask, D: tl.c
     tl.store(tokens + row[:, None] * D + column[None, :], sums.to(tokens.dtype.element_ty), mask)
 
 
-@jit
+@jit(do_not_specialize=["rows"])
 def patch_embed_bwd_kernel(
     d_tokens,  # [rows, D]
     values,  # [rows, K]
@@ -100,7 +100,7 @@ def patch_embed_bwd_kernel(
     in_d = d < D
     d_weight = tl.zeros((BLOCK_D, BLOCK_K), tl.float32)
     d_groups = tl.zeros((BLOCK_D, 16), tl.float32)
-    for tile in tl.range(split, tl.cdiv(rows, BLOCK_ROWS), splits, num_stages=STAGES):
+    for tile in tl.range(split, tl.cdiv(rows, BLOCK_ROWS), splits, num_stages=STAGES):  # type: ignore[misc]
         row = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         in_row = row < rows
         offsets = row.to(tl.int64)

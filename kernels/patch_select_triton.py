@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .counter_rng import device_fold, device_random_bits, device_root_key
+from .counter_rng import device_fold, device_random_bits, host_key
 from .library import define
 from .log_mel import FREQ_PATCHES
 from .triton_runtime import jit, launch, next_power_of_two, tl
@@ -14,7 +14,7 @@ MAX_PATCHES = 16_384
 """Most patches of a clip: one program holds a clip's words in its registers."""
 
 
-@jit(do_not_specialize=["seed", "step", "kept_width", "restore_width"])
+@jit(do_not_specialize=["root_key", "kept_width", "restore_width"])
 def patch_select_kernel(
     kept_offsets,  # int32 [B + 1]
     restore_offsets,  # int32 [B + 1]
@@ -25,8 +25,7 @@ def patch_select_kernel(
     restore_time,
     restore_freq,
     restore_mask,
-    seed,
-    step,
+    root_key,
     kept_width,
     restore_width,
     FREQ_PATCHES: tl.constexpr,
@@ -50,7 +49,7 @@ def patch_select_kernel(
             restore_width,
             number,
         )
-    key = device_fold(device_root_key(seed, step), tl.load(sample_index + clip))
+    key = device_fold(root_key.to(tl.uint32), tl.load(sample_index + clip))
     word = tl.where(number < keep + restore, device_random_bits(key, number), 0xFFFFFFFF)
 
     low, high = tl.full((), 0, tl.uint32), tl.full((), 0xFFFFFFFF, tl.uint32)
@@ -102,7 +101,7 @@ def patch_select(
         *(kept_offsets, restore_offsets, sample_index),
         *(kept_time, kept_freq, kept_mask if is_padded else None),
         *(restore_time, restore_freq, restore_mask if is_padded else None),
-        *(*key, kept_shape[-1], restore_shape[-1]),
+        *(host_key(*key), kept_shape[-1], restore_shape[-1]),
         FREQ_PATCHES=FREQ_PATCHES,
         BLOCK=block,
         num_warps=max(block // 1024, 1),  # 16 words a thread: few warps, since they meet at every bisection

@@ -212,7 +212,7 @@ def test_impossible_counts_are_refused(keep: list[int], message: str) -> None:
     ],
 )
 def test_wrong_arguments_are_named(name: str, wrong: Tensor, message: str) -> None:
-    arguments = {
+    arguments: dict[str, Any] = {
         "frames": torch.zeros(32, 128),
         "frame_offsets": torch.tensor([0, 16, 32]),
         "keep_counts": torch.tensor([1, 2]),
