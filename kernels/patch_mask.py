@@ -233,12 +233,17 @@ def _clips(
     limit: int = 0,
     layout: LayoutName = "packed",
     gradient: bool = False,
+    paper: bool = False,
 ) -> MakeInputs:
-    """Clips of so many ``frames`` that keep so many patches, at most ``limit`` where that is given, or a fifth."""
+    """Clips of so many ``frames`` that keep so many patches, at most ``limit`` where that is given, or a fifth.
+
+    In ``paper`` cases frames are float32, as ``log_mel`` makes them.
+    """
 
     def make(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Inputs:
         offsets = F.pad(torch.tensor(frames, dtype=torch.int64).cumsum(0), (1, 0))
-        drawn = draw_normal((int(offsets[-1]), MEL_BANDS), generator, device, dtype)
+        drawn_dtype = torch.float32 if paper else dtype
+        drawn = draw_normal((int(offsets[-1]), MEL_BANDS), generator, device, drawn_dtype)
         spectrogram = Spectrogram(drawn if gradient else drawn.detach(), offsets)
         counts = spectrogram.patch_counts
         chosen = keep_at_most(counts, limit) if limit else keep_fraction(counts, 0.2)
@@ -280,8 +285,9 @@ SPEC = Spec(
         Case("no patch", _clips([15, 0], layout="padded")),
         Case("no clip", _clips([], layout="padded")),
         Case("more than one block of words", _clips([1100, 24])),
-        Case("stage 1", _clips([1504] * 512), paper=True),
-        Case("stage 2", _clips([3000] * 256, limit=512), paper=True),
+        Case("stage 1", _clips([1504] * 512, paper=True), paper=True),
+        Case("stage 2", _clips([3000] * 256, limit=512, paper=True), paper=True),
+        Case("longest, with gradient", _clips([32_768] * 8, layout="padded", gradient=True, paper=True), paper=True),
     ),
     forward=_forward_work,
     backward=_backward_work,

@@ -104,7 +104,7 @@ def patch_select(
         *(host_key(*key), kept_shape[-1], restore_shape[-1]),
         FREQ_PATCHES=FREQ_PATCHES,
         BLOCK=block,
-        num_warps=max(block // 1024, 1),  # 16 words a thread: few warps, since they meet at every bisection
+        num_warps=max(block // 1024, 1),  # 32 words a thread: few warps, since they meet at every bisection
     )
     return outputs
 
