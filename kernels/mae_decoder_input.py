@@ -6,7 +6,7 @@ from torch import Tensor
 
 from . import backend
 from .layout import Layout, Packed, Padded, PatchPositions
-from .patch_embed import sincos_embedding
+from .sincos import sincos_embedding
 
 
 def decoder_layout(visible: Layout, restore: Layout) -> Layout:

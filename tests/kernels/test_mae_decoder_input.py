@@ -4,7 +4,7 @@ import pytest
 import torch
 from cacophony.kernels.layout import Packed, Padded, PatchPositions, pack, packed_layout, pad, padded_layout
 from cacophony.kernels.mae_decoder_input import decoder_layout, interleave, mae_decoder_input
-from cacophony.kernels.patch_embed import sincos_embedding
+from cacophony.kernels.sincos import sincos_embedding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
