@@ -1,7 +1,7 @@
 """Mean squared error against patches normalised by their own mean and variance (masked autoencoder, norm-pix loss).
 
-The kernels read prediction and target once and write d(prediction) beside the loss, so that backward has nothing left to
-do but scale it, and where the loss is what was asked the gradient of, not even that.
+The kernels read prediction and target once and write d(prediction) beside the loss. All that is left to backward is to
+scale it, and where the upstream gradient is 1, which the device finds out, not even that.
 """
 
 from typing import Any

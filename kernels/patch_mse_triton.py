@@ -1,4 +1,4 @@
-"""Kernels of :mod:`.patch_mse`, their launchers and ops: the gradient is written beside the loss, then scaled if need be."""
+"""Kernels of :mod:`.patch_mse`, their launchers and ops: the gradient is written beside the loss, then scaled."""
 
 import torch
 from torch import Tensor
@@ -28,10 +28,7 @@ def patch_mse_fwd_kernel(
     VARIANCE_DIVISOR: tl.constexpr,
 ):
     """Walk over every n-th block of rows, n the number of programs, adding up squared errors."""
-    if denominator is not None:
-        count = tl.load(denominator).to(tl.float32)
-    else:
-        count = fixed_denominator
+    count = tl.load(denominator).to(tl.float32) if denominator is not None else fixed_denominator
     scale = 1.0 / (W * count)
     column = tl.arange(0, BLOCK_W)
     in_column = column < W
@@ -85,7 +82,7 @@ def patch_mse_fwd(
     eps: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Launch the forward kernel on contiguous ``[rows, W]``: loss ``[]`` and d(prediction) (``[0]`` if not asked for)."""
+    """Launch the forward kernel on contiguous ``[rows, W]``: loss ``[]``, d(prediction) or ``[0]`` without."""
     loss, d_prediction = _fwd_outputs(
         prediction, target, selected, denominator, fixed_denominator, unbiased, eps, with_gradient
     )

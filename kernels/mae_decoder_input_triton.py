@@ -1,0 +1,315 @@
+"""Kernels of :mod:`.mae_decoder_input`, their launchers and ops.
+
+Visible and restore tokens are two lists of rows, each clip's consecutive in both and in the output: clip b's rows of a
+list start at its ``cu_seqlens[b]``, or at b times its padded width. A program that knows its clip knows all its rows.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layer_norm_triton import sum_partials_kernel
+from .library import define
+from .log_mel import FREQ_PATCHES
+from .patch_embed import sincos_frequencies
+from .triton_runtime import cdiv, jit, launch, next_power_of_two, processors, tl
+
+MAX_WIDTH = 4096
+"""Widest token: it has to fit into one program's registers."""
+
+
+@jit
+def _clip_rows(cu_seqlens, clip, padded_len):
+    """First row and number of rows of a clip, in 64 bits."""
+    if cu_seqlens is not None:
+        first = tl.load(cu_seqlens + clip).to(tl.int64)
+        count = tl.load(cu_seqlens + clip + 1).to(tl.int64) - first
+    else:
+        first = tl.cast(clip, tl.int64) * padded_len
+        count = tl.cast(padded_len, tl.int64)
+    return first, count
+
+
+@jit
+def _freq_row(freq_embedding, freq, column, in_column, D: tl.constexpr, FREQS: tl.constexpr):
+    """Part of a row of the frequency table; NaN for a row that it does not have."""
+    inside = tl.minimum(tl.maximum(freq, 0), FREQS - 1)
+    row = tl.load(freq_embedding + inside * D + column, in_column).to(tl.float32)
+    return tl.where(freq == inside, row, float("nan"))
+
+
+@jit(do_not_specialize=["visible_len", "restore_len"])
+def mae_decoder_input_fwd_kernel(
+    visible,  # [visible rows, D]
+    visible_time,  # [visible rows]
+    visible_freq,  # [visible rows]
+    restore_time,  # [restore rows]
+    restore_freq,  # [restore rows]
+    restore_token,  # [D]
+    freq_embedding,  # [FREQS, D]
+    frequencies,  # float32 [D / 2]: angle of a position is time * frequency
+    out,  # [visible rows + restore rows, D]
+    visible_cu_seqlens,  # int32 [clips + 1] or None: padded
+    restore_cu_seqlens,  # int32 [clips + 1] or None: padded
+    visible_len,
+    restore_len,
+    D: tl.constexpr,
+    FREQS: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+):
+    """Write BLOCK_ROWS rows of a clip, one after the other: sine and cosine are kept while the time stays the same."""
+    HALF: tl.constexpr = D // 2
+    clip = tl.program_id(0)
+    visible_first, visible_count = _clip_rows(visible_cu_seqlens, clip, visible_len)
+    restore_first, restore_count = _clip_rows(restore_cu_seqlens, clip, restore_len)
+    first = tl.program_id(1) * BLOCK_ROWS
+    sine_column = tl.arange(0, BLOCK_HALF)
+    cosine_column = HALF + sine_column
+    in_half = sine_column < HALF
+    frequency = tl.load(frequencies + sine_column, in_half, other=0.0)
+    out_rows = out + (visible_first + restore_first) * D
+
+    kept_time = tl.full((), -(1 << 63), tl.int64)
+    sine = tl.zeros((BLOCK_HALF,), tl.float32)
+    cosine = tl.zeros((BLOCK_HALF,), tl.float32)
+    for row in range(first, tl.minimum(first + BLOCK_ROWS, visible_count)):
+        source = visible_first + row
+        time = tl.load(visible_time + source).to(tl.int64)
+        freq = tl.load(visible_freq + source)
+        if time != kept_time:
+            kept_time = time
+            sine = tl.sin(time.to(tl.float32) * frequency)
+            cosine = tl.cos(time.to(tl.float32) * frequency)
+        token = visible + source * D
+        sine_half = tl.load(token + sine_column, in_half).to(tl.float32) + sine
+        cosine_half = tl.load(token + cosine_column, in_half).to(tl.float32) + cosine
+        sine_half += _freq_row(freq_embedding, freq, sine_column, in_half, D, FREQS)
+        cosine_half += _freq_row(freq_embedding, freq, cosine_column, in_half, D, FREQS)
+        tl.store(out_rows + row * D + sine_column, sine_half.to(out.dtype.element_ty), in_half)
+        tl.store(out_rows + row * D + cosine_column, cosine_half.to(out.dtype.element_ty), in_half)
+
+    kept_time = tl.full((), -(1 << 63), tl.int64)
+    sine_token = tl.load(restore_token + sine_column, in_half).to(tl.float32)
+    cosine_token = tl.load(restore_token + cosine_column, in_half).to(tl.float32)
+    clip_rows = visible_count + restore_count
+    for row in range(tl.maximum(first, visible_count), tl.minimum(first + BLOCK_ROWS, clip_rows)):
+        source = restore_first + row - visible_count
+        time = tl.load(restore_time + source).to(tl.int64)
+        freq = tl.load(restore_freq + source)
+        if time != kept_time:
+            kept_time = time
+            sine = tl.sin(time.to(tl.float32) * frequency) + sine_token
+            cosine = tl.cos(time.to(tl.float32) * frequency) + cosine_token
+        sine_half = sine + _freq_row(freq_embedding, freq, sine_column, in_half, D, FREQS)
+        cosine_half = cosine + _freq_row(freq_embedding, freq, cosine_column, in_half, D, FREQS)
+        tl.store(out_rows + row * D + sine_column, sine_half.to(out.dtype.element_ty), in_half)
+        tl.store(out_rows + row * D + cosine_column, cosine_half.to(out.dtype.element_ty), in_half)
+
+
+@jit
+def _load_four(pointer, stride, row, last, mask):
+    """Rows ``row`` to ``row`` + 3, asked for before any is waited for; the ``last`` again in place of one behind it."""
+    return (
+        tl.load(pointer + row * stride, mask),
+        tl.load(pointer + tl.minimum(row + 1, last) * stride, mask),
+        tl.load(pointer + tl.minimum(row + 2, last) * stride, mask),
+        tl.load(pointer + tl.minimum(row + 3, last) * stride, mask),
+    )
+
+
+@jit
+def _add_by_freq(sums, row, freq):
+    """Add ``row`` to the one of ``sums`` that belongs to ``freq``: a jump, as all threads have the same."""
+    sum_0, sum_1, sum_2, sum_3, sum_4, sum_5, sum_6, sum_7 = sums
+    if freq == 0:
+        sum_0 += row
+    if freq == 1:
+        sum_1 += row
+    if freq == 2:
+        sum_2 += row
+    if freq == 3:
+        sum_3 += row
+    if freq == 4:
+        sum_4 += row
+    if freq == 5:
+        sum_5 += row
+    if freq == 6:
+        sum_6 += row
+    if freq == 7:
+        sum_7 += row
+    return sum_0, sum_1, sum_2, sum_3, sum_4, sum_5, sum_6, sum_7
+
+
+@jit
+def _sum_rows_by_freq(sums, d_out, out_first, freqs, d_visible, source_first, rows, column, in_column, D: tl.constexpr):
+    """Add so many ``rows`` of ``d_out``, from ``out_first``, to ``sums``; copy them to ``d_visible``, where given."""
+    last = rows - 1
+    for row in range(0, rows, 4):
+        freq = _load_four(freqs + source_first, 1, row, last, None)
+        gradient = _load_four(d_out + out_first * D + column, D, row, last, in_column)
+        for i in tl.static_range(4):
+            if d_visible is not None:
+                copy = d_visible + (source_first + tl.minimum(row + i, last)) * D + column
+                tl.store(copy, gradient[i].to(d_visible.dtype.element_ty), in_column)
+            own_freq = tl.where(row + i <= last, freq[i], -1)
+            sums = _add_by_freq(sums, gradient[i].to(tl.float32), own_freq)
+    return sums
+
+
+@jit(do_not_specialize=["clips", "visible_len", "restore_len"])
+def mae_decoder_input_bwd_kernel(
+    d_out,  # [visible rows + restore rows, D]
+    visible_freq,  # [visible rows]
+    restore_freq,  # [restore rows]
+    d_visible,  # [visible rows, D]
+    partials,  # float32 [programs, FREQS + 1, D]: each program's share of the gradients of frequency table and token
+    visible_cu_seqlens,  # int32 [clips + 1] or None: padded
+    restore_cu_seqlens,  # int32 [clips + 1] or None: padded
+    clips,
+    visible_len,
+    restore_len,
+    D: tl.constexpr,
+    FREQS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+):
+    """Walk over every n-th block of a clip's rows, n the number of programs: first those restored, then the visible."""
+    column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    in_column = column < D
+    zero = tl.zeros((BLOCK_D,), tl.float32)
+    sums = (zero, zero, zero, zero, zero, zero, zero, zero)
+
+    blocks = tl.cdiv(restore_len, BLOCK_ROWS)
+    for block in range(tl.program_id(0), clips * blocks, tl.num_programs(0)):
+        clip, first = block // blocks, (block % blocks) * BLOCK_ROWS
+        visible_first, visible_count = _clip_rows(visible_cu_seqlens, clip, visible_len)
+        restore_first, restore_count = _clip_rows(restore_cu_seqlens, clip, restore_len)
+        rows = tl.minimum(restore_count - first, BLOCK_ROWS)
+        source = restore_first + first
+        out_first = visible_first + visible_count + source
+        sums = _sum_rows_by_freq(sums, d_out, out_first, restore_freq, None, source, rows, column, in_column, D)
+    restored = sums[0] + sums[1] + sums[2] + sums[3] + sums[4] + sums[5] + sums[6] + sums[7]
+
+    blocks = tl.cdiv(visible_len, BLOCK_ROWS)
+    for block in range(tl.program_id(0), clips * blocks, tl.num_programs(0)):
+        clip, first = block // blocks, (block % blocks) * BLOCK_ROWS
+        visible_first, visible_count = _clip_rows(visible_cu_seqlens, clip, visible_len)
+        restore_first, _ = _clip_rows(restore_cu_seqlens, clip, restore_len)
+        rows = tl.minimum(visible_count - first, BLOCK_ROWS)
+        source = visible_first + first
+        out_first = restore_first + source
+        sums = _sum_rows_by_freq(sums, d_out, out_first, visible_freq, d_visible, source, rows, column, in_column, D)
+
+    share = partials + tl.program_id(0).to(tl.int64) * (FREQS + 1) * D + column
+    for freq in tl.static_range(FREQS):
+        tl.store(share + freq * D, sums[freq], in_column)
+    tl.store(share + FREQS * D, restored, in_column)
+
+
+def mae_decoder_input_fwd(
+    visible: Tensor,
+    visible_time: Tensor,
+    visible_freq: Tensor,
+    restore_time: Tensor,
+    restore_freq: Tensor,
+    restore_token: Tensor,
+    freq_embedding: Tensor,
+    visible_cu_seqlens: Tensor | None,
+    restore_cu_seqlens: Tensor | None,
+    sizes: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Launch the forward kernel on contiguous rows; ``sizes``: clips, longest (padded) visible and restore length."""
+    out = _fwd_output(visible, visible_time, visible_freq, restore_time, dtype)
+    width = visible.shape[1]
+    clips, visible_len, restore_len = sizes
+    half, rows = next_power_of_two(width // 2), 32
+    launch(
+        mae_decoder_input_fwd_kernel,
+        (clips, cdiv(visible_len + restore_len, rows)),
+        *(visible, visible_time, visible_freq, restore_time, restore_freq, restore_token, freq_embedding),
+        *(_frequencies(width, visible.device), out, visible_cu_seqlens, restore_cu_seqlens, visible_len, restore_len),
+        D=width,
+        FREQS=FREQ_PATCHES,
+        BLOCK_HALF=half,
+        BLOCK_ROWS=rows,
+        num_warps=max(half // 128, 1),  # four columns of either half a thread: with eight the sine spills
+    )
+    return out
+
+
+def mae_decoder_input_bwd(
+    d_out: Tensor,
+    visible_freq: Tensor,
+    restore_freq: Tensor,
+    visible_cu_seqlens: Tensor | None,
+    restore_cu_seqlens: Tensor | None,
+    sizes: Sequence[int],
+    visible_dtype: torch.dtype,
+    table_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Launch both backward kernels: gradients of visible and, ``[FREQS + 1, D]``, of frequency table and token."""
+    d_visible, d_tables = _bwd_outputs(d_out, visible_freq, visible_dtype, table_dtype)
+    width = d_out.shape[1]
+    clips, visible_len, restore_len = sizes
+    block, rows = min(next_power_of_two(width), 256), 32
+    programs = min(clips * cdiv(max(visible_len, restore_len), rows), 4 * processors(d_out.device))
+    partials = torch.empty((programs, d_tables.numel()), dtype=torch.float32, device=d_out.device)
+    launch(
+        mae_decoder_input_bwd_kernel,
+        (programs, cdiv(width, block)),
+        *(d_out, visible_freq, restore_freq, d_visible, partials, visible_cu_seqlens, restore_cu_seqlens, *sizes),
+        D=width,
+        FREQS=FREQ_PATCHES,
+        BLOCK_D=block,
+        BLOCK_ROWS=rows,
+        num_warps=1,
+    )
+    columns = 32
+    launch(
+        sum_partials_kernel,
+        (cdiv(d_tables.numel(), columns),),
+        *(partials, d_tables, programs, d_tables.numel()),
+        BLOCK_PROGRAMS=128,
+        BLOCK_N=columns,
+    )
+    return d_visible, d_tables
+
+
+@functools.cache
+def _frequencies(width: int, device: torch.device) -> Tensor:
+    """The reference's own numbers: late in a clip a unit in the last place of one moves the angle by many."""
+    return sincos_frequencies(width, device)
+
+
+def _fwd_output(
+    visible: Tensor, visible_time: Tensor, visible_freq: Tensor, restore_time: Tensor, *rest: Any
+) -> Tensor:
+    rows = visible.shape[0] + restore_time.shape[0]
+    return visible.new_empty((rows, visible.shape[1]), dtype=rest[-1])
+
+
+def _bwd_outputs(d_out: Tensor, visible_freq: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *_, visible_dtype, table_dtype = rest
+    width = d_out.shape[1]
+    d_visible = d_out.new_empty((visible_freq.shape[0], width), dtype=visible_dtype)
+    return d_visible, d_out.new_empty((FREQ_PATCHES + 1, width), dtype=table_dtype)
+
+
+_LAYOUT_SCHEMA = "Tensor? visible_cu_seqlens, Tensor? restore_cu_seqlens, SymInt[] sizes"
+mae_decoder_input_fwd_op = define(
+    "mae_decoder_input_fwd(Tensor visible, Tensor visible_time, Tensor visible_freq, Tensor restore_time, "
+    f"Tensor restore_freq, Tensor restore_token, Tensor freq_embedding, {_LAYOUT_SCHEMA}, ScalarType dtype) -> Tensor",
+    mae_decoder_input_fwd,
+    _fwd_output,
+)
+mae_decoder_input_bwd_op = define(
+    f"mae_decoder_input_bwd(Tensor d_out, Tensor visible_freq, Tensor restore_freq, {_LAYOUT_SCHEMA}, "
+    "ScalarType visible_dtype, ScalarType table_dtype) -> (Tensor, Tensor)",
+    mae_decoder_input_bwd,
+    _bwd_outputs,
+)
