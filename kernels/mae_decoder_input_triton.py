@@ -144,23 +144,7 @@ def _add_by_freq(sums, row, freq):
     return sum_0, sum_1, sum_2, sum_3, sum_4, sum_5, sum_6, sum_7
 
 
-@jit
-def _sum_rows_by_freq(sums, d_out, out_first, freqs, d_visible, source_first, rows, column, in_column, D: tl.constexpr):
-    """Add so many ``rows`` of ``d_out``, from ``out_first``, to ``sums``; copy them to ``d_visible``, where given."""
-    last = rows - 1
-    for row in range(0, rows, 4):
-        freq = _load_four(freqs + source_first, 1, row, last, None)
-        gradient = _load_four(d_out + out_first * D + column, D, row, last, in_column)
-        for i in tl.static_range(4):
-            if d_visible is not None:
-                copy = d_visible + (source_first + tl.minimum(row + i, last)) * D + column
-                tl.store(copy, gradient[i].to(d_visible.dtype.element_ty), in_column)
-            own_freq = tl.where(row + i <= last, freq[i], -1)
-            sums = _add_by_freq(sums, gradient[i].to(tl.float32), own_freq)
-    return sums
-
-
-@jit(do_not_specialize=["clips", "visible_len", "restore_len"])
+@jit(do_not_specialize=["restore_programs", "clips", "visible_len", "restore_len"])
 def mae_decoder_input_bwd_kernel(
     d_out,  # [visible rows + restore rows, D]
     visible_freq,  # [visible rows]
@@ -169,6 +153,7 @@ def mae_decoder_input_bwd_kernel(
     partials,  # float32 [programs, FREQS + 1, D]: each program's share of the gradients of frequency table and token
     visible_cu_seqlens,  # int32 [clips + 1] or None: padded
     restore_cu_seqlens,  # int32 [clips + 1] or None: padded
+    restore_programs,
     clips,
     visible_len,
     restore_len,
@@ -177,37 +162,41 @@ def mae_decoder_input_bwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
-    """Walk over every n-th block of a clip's rows, n the number of programs: first those restored, then the visible."""
+    """Walk over every n-th block of restore rows, or of visible ones, n the number of programs of that kind."""
+    program = tl.program_id(0)
+    restoring = program < restore_programs
+    if restoring:
+        first_block, step = program, restore_programs
+        blocks, freqs = tl.cdiv(restore_len, BLOCK_ROWS), restore_freq
+    else:
+        first_block, step = program - restore_programs, tl.num_programs(0) - restore_programs
+        blocks, freqs = tl.cdiv(visible_len, BLOCK_ROWS), visible_freq
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     in_column = column < D
     zero = tl.zeros((BLOCK_D,), tl.float32)
     sums = (zero, zero, zero, zero, zero, zero, zero, zero)
-
-    blocks = tl.cdiv(restore_len, BLOCK_ROWS)
-    for block in range(tl.program_id(0), clips * blocks, tl.num_programs(0)):
+    for block in range(first_block, clips * blocks, step):
         clip, first = block // blocks, (block % blocks) * BLOCK_ROWS
         visible_first, visible_count = _clip_rows(visible_cu_seqlens, clip, visible_len)
         restore_first, restore_count = _clip_rows(restore_cu_seqlens, clip, restore_len)
-        rows = tl.minimum(restore_count - first, BLOCK_ROWS)
-        source = restore_first + first
-        out_first = visible_first + visible_count + source
-        sums = _sum_rows_by_freq(sums, d_out, out_first, restore_freq, None, source, rows, column, in_column, D)
-    restored = sums[0] + sums[1] + sums[2] + sums[3] + sums[4] + sums[5] + sums[6] + sums[7]
+        last = tl.minimum(first + BLOCK_ROWS, tl.where(restoring, restore_count, visible_count)) - 1
+        source = tl.where(restoring, restore_first, visible_first)
+        out_first = source + tl.where(restoring, visible_first + visible_count, restore_first)
+        for row in range(first, last + 1, 4):
+            freq = _load_four(freqs + source, 1, row, last, None)
+            gradient = _load_four(d_out + out_first * D + column, D, row, last, in_column)
+            for i in tl.static_range(4):
+                if not restoring:
+                    copy = d_visible + (source + tl.minimum(row + i, last)) * D + column
+                    tl.store(copy, gradient[i].to(d_visible.dtype.element_ty), in_column)
+                once = tl.where(row + i <= last, freq[i], -1)
+                sums = _add_by_freq(sums, gradient[i].to(tl.float32), once)
 
-    blocks = tl.cdiv(visible_len, BLOCK_ROWS)
-    for block in range(tl.program_id(0), clips * blocks, tl.num_programs(0)):
-        clip, first = block // blocks, (block % blocks) * BLOCK_ROWS
-        visible_first, visible_count = _clip_rows(visible_cu_seqlens, clip, visible_len)
-        restore_first, _ = _clip_rows(restore_cu_seqlens, clip, restore_len)
-        rows = tl.minimum(visible_count - first, BLOCK_ROWS)
-        source = visible_first + first
-        out_first = restore_first + source
-        sums = _sum_rows_by_freq(sums, d_out, out_first, visible_freq, d_visible, source, rows, column, in_column, D)
-
-    share = partials + tl.program_id(0).to(tl.int64) * (FREQS + 1) * D + column
+    share = partials + program.to(tl.int64) * (FREQS + 1) * D + column
     for freq in tl.static_range(FREQS):
         tl.store(share + freq * D, sums[freq], in_column)
-    tl.store(share + FREQS * D, restored, in_column)
+    restored = sums[0] + sums[1] + sums[2] + sums[3] + sums[4] + sums[5] + sums[6] + sums[7]
+    tl.store(share + FREQS * D, tl.where(restoring, restored, 0.0), in_column)
 
 
 def mae_decoder_input_fwd(
@@ -257,12 +246,16 @@ def mae_decoder_input_bwd(
     width = d_out.shape[1]
     clips, visible_len, restore_len = sizes
     block, rows = min(next_power_of_two(width), 256), 32
-    programs = min(clips * cdiv(max(visible_len, restore_len), rows), 4 * processors(d_out.device))
+    visible_blocks, restore_blocks = clips * cdiv(visible_len, rows), clips * cdiv(restore_len, rows)
+    blocks = visible_blocks + restore_blocks
+    programs = min(blocks, 4 * processors(d_out.device))
+    restore_programs = min(cdiv(programs * restore_blocks, max(blocks, 1)), programs - min(visible_blocks, 1))
     partials = torch.empty((programs, d_tables.numel()), dtype=torch.float32, device=d_out.device)
     launch(
         mae_decoder_input_bwd_kernel,
         (programs, cdiv(width, block)),
-        *(d_out, visible_freq, restore_freq, d_visible, partials, visible_cu_seqlens, restore_cu_seqlens, *sizes),
+        *(d_out, visible_freq, restore_freq, d_visible, partials, visible_cu_seqlens, restore_cu_seqlens),
+        *(restore_programs, *sizes),
         D=width,
         FREQS=FREQ_PATCHES,
         BLOCK_D=block,

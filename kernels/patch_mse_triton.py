@@ -88,8 +88,8 @@ def patch_mse_fwd(
     )
     rows, width = prediction.shape
     block = next_power_of_two(width)
-    block_rows = max(4096 // block, 1)
-    programs = max(min(cdiv(rows, block_rows), 16 * processors(prediction.device)), 1)
+    block_rows = max(2048 // block, 1)
+    programs = max(min(cdiv(rows, block_rows), 32 * processors(prediction.device)), 1)
     partials = torch.empty(programs, dtype=torch.float32, device=prediction.device)
     launch(
         patch_mse_fwd_kernel,
