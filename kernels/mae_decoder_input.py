@@ -18,8 +18,8 @@ from .checks import check_device, check_dtype, check_shape
 from .layout import Layout, Packed, Padded, PatchPositions, pad, padded_layout
 from .log_mel import FREQ_PATCHES
 from .mae_decoder_input_triton import MAX_WIDTH, mae_decoder_input_bwd_op, mae_decoder_input_fwd_op
-from .patch_embed import sincos_embedding
-from .spec import Case, Inputs, MakeInputs, Spec, Work
+from .sincos import sincos_embedding
+from .spec import Case, Inputs, MakeInputs, Spec, Work, draw_normal
 
 
 class MAEDecoderInputFunction(torch.autograd.Function):
@@ -61,8 +61,8 @@ def interleave(visible: Tensor, restore: Tensor, visible_layout: Layout, restore
     visible_before = visible_layout.cu_seqlens[1:][restore_layout.sequence_ids]
     visible_rows = torch.arange(visible_layout.total, device=visible.device) + restore_before
     restore_rows = torch.arange(restore_layout.total, device=restore.device) + visible_before
-    joined = visible.new_zeros((visible_layout.total + restore_layout.total, *visible.shape[1:]))
-    return joined.index_copy(0, visible_rows, visible).index_copy(0, restore_rows, restore)
+    joined = visible.new_empty((visible_layout.total + restore_layout.total, *visible.shape[1:]))
+    return joined.index_copy_(0, visible_rows, visible).index_copy_(0, restore_rows, restore)
 
 
 def mae_decoder_input(
@@ -189,14 +189,12 @@ def _clips(
     def make(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Inputs:
         at, to = (positions(lengths, generator, device) for lengths in (visible, restore))
         wide = tables or dtype
-        tokens = torch.randn((*at.time.shape, width), generator=generator).to(device, dtype)
-        token, table = (torch.randn(shape, generator=generator) for shape in ((width,), (FREQ_PATCHES, width)))
         return {
-            "visible": tokens.requires_grad_(),
+            "visible": draw_normal((*at.time.shape, width), generator, device, dtype),
             "visible_positions": at,
             "restore_positions": to,
-            "restore_token": token.to(device, wide).requires_grad_(),
-            "freq_embedding": table.to(device, wide).requires_grad_(),
+            "restore_token": draw_normal((width,), generator, device, wide),
+            "freq_embedding": draw_normal((FREQ_PATCHES, width), generator, device, wide),
         }
 
     return make

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layer_norm_triton import sum_partials_kernel
 from .library import define
 from .log_mel import FREQ_PATCHES
-from .patch_embed import sincos_frequencies
+from .partial_sums import sum_partials
+from .sincos import device_sincos, sincos_frequencies
 from .triton_runtime import cdiv, jit, launch, next_power_of_two, processors, tl
 
 MAX_WIDTH = 4096
@@ -34,11 +34,43 @@ def _clip_rows(cu_seqlens, clip, padded_len):
 
 
 @jit
-def _freq_row(freq_embedding, freq, column, in_column, D: tl.constexpr, FREQS: tl.constexpr):
-    """Part of a row of the frequency table; NaN for a row that it does not have."""
-    inside = tl.minimum(tl.maximum(freq, 0), FREQS - 1)
-    row = tl.load(freq_embedding + inside * D + column, in_column).to(tl.float32)
-    return tl.where(freq == inside, row, float("nan"))
+def _write_rows(
+    out,
+    tokens,
+    token_stride,
+    times,
+    freqs,
+    freq_embedding,
+    frequencies,
+    first,
+    last,
+    D: tl.constexpr,
+    FREQS: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+):
+    """Write rows ``first`` to ``last`` - 1, one by one: sine and cosine are kept while the time stays the same."""
+    sine_column = tl.arange(0, BLOCK_HALF)
+    cosine_column = D // 2 + sine_column
+    in_half = sine_column < D // 2
+    frequency = tl.load(frequencies + sine_column, in_half, other=0.0)
+    sine, cosine = device_sincos(frequency)
+    kept_time = tl.full((), 1, tl.int64)
+    for row in range(first, last):
+        time = tl.load(times + row).to(tl.int64)
+        freq = tl.load(freqs + row)
+        if time != kept_time:
+            kept_time = time
+            sine, cosine = device_sincos(time.to(tl.float32) * frequency)
+        known_freq = tl.minimum(tl.maximum(freq, 0), FREQS - 1)
+        token, table_row = tokens + row * token_stride, freq_embedding + known_freq * D
+        sine_half = tl.load(token + sine_column, in_half).to(tl.float32) + sine
+        cosine_half = tl.load(token + cosine_column, in_half).to(tl.float32) + cosine
+        sine_half += tl.load(table_row + sine_column, in_half).to(tl.float32)
+        cosine_half += tl.load(table_row + cosine_column, in_half).to(tl.float32)
+        sine_half = tl.where(freq == known_freq, sine_half, float("nan"))
+        cosine_half = tl.where(freq == known_freq, cosine_half, float("nan"))
+        tl.store(out + row * D + sine_column, sine_half.to(out.dtype.element_ty), in_half)
+        tl.store(out + row * D + cosine_column, cosine_half.to(out.dtype.element_ty), in_half)
 
 
 @jit(do_not_specialize=["visible_len", "restore_len"])
@@ -61,53 +93,23 @@ def mae_decoder_input_fwd_kernel(
     BLOCK_HALF: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
-    """Write BLOCK_ROWS rows of a clip, one after the other: sine and cosine are kept while the time stays the same."""
-    HALF: tl.constexpr = D // 2
+    """Write BLOCK_ROWS rows of a clip."""
     clip = tl.program_id(0)
     visible_first, visible_count = _clip_rows(visible_cu_seqlens, clip, visible_len)
     restore_first, restore_count = _clip_rows(restore_cu_seqlens, clip, restore_len)
     first = tl.program_id(1) * BLOCK_ROWS
-    sine_column = tl.arange(0, BLOCK_HALF)
-    cosine_column = HALF + sine_column
-    in_half = sine_column < HALF
-    frequency = tl.load(frequencies + sine_column, in_half, other=0.0)
     out_rows = out + (visible_first + restore_first) * D
-
-    kept_time = tl.full((), -(1 << 63), tl.int64)
-    sine = tl.zeros((BLOCK_HALF,), tl.float32)
-    cosine = tl.zeros((BLOCK_HALF,), tl.float32)
-    for row in range(first, tl.minimum(first + BLOCK_ROWS, visible_count)):
-        source = visible_first + row
-        time = tl.load(visible_time + source).to(tl.int64)
-        freq = tl.load(visible_freq + source)
-        if time != kept_time:
-            kept_time = time
-            sine = tl.sin(time.to(tl.float32) * frequency)
-            cosine = tl.cos(time.to(tl.float32) * frequency)
-        token = visible + source * D
-        sine_half = tl.load(token + sine_column, in_half).to(tl.float32) + sine
-        cosine_half = tl.load(token + cosine_column, in_half).to(tl.float32) + cosine
-        sine_half += _freq_row(freq_embedding, freq, sine_column, in_half, D, FREQS)
-        cosine_half += _freq_row(freq_embedding, freq, cosine_column, in_half, D, FREQS)
-        tl.store(out_rows + row * D + sine_column, sine_half.to(out.dtype.element_ty), in_half)
-        tl.store(out_rows + row * D + cosine_column, cosine_half.to(out.dtype.element_ty), in_half)
-
-    kept_time = tl.full((), -(1 << 63), tl.int64)
-    sine_token = tl.load(restore_token + sine_column, in_half).to(tl.float32)
-    cosine_token = tl.load(restore_token + cosine_column, in_half).to(tl.float32)
-    clip_rows = visible_count + restore_count
-    for row in range(tl.maximum(first, visible_count), tl.minimum(first + BLOCK_ROWS, clip_rows)):
-        source = restore_first + row - visible_count
-        time = tl.load(restore_time + source).to(tl.int64)
-        freq = tl.load(restore_freq + source)
-        if time != kept_time:
-            kept_time = time
-            sine = tl.sin(time.to(tl.float32) * frequency) + sine_token
-            cosine = tl.cos(time.to(tl.float32) * frequency) + cosine_token
-        sine_half = sine + _freq_row(freq_embedding, freq, sine_column, in_half, D, FREQS)
-        cosine_half = cosine + _freq_row(freq_embedding, freq, cosine_column, in_half, D, FREQS)
-        tl.store(out_rows + row * D + sine_column, sine_half.to(out.dtype.element_ty), in_half)
-        tl.store(out_rows + row * D + cosine_column, cosine_half.to(out.dtype.element_ty), in_half)
+    _write_rows(
+        *(out_rows, visible + visible_first * D, D, visible_time + visible_first, visible_freq + visible_first),
+        *(freq_embedding, frequencies, first, tl.minimum(first + BLOCK_ROWS, visible_count)),
+        *(D, FREQS, BLOCK_HALF),
+    )
+    first -= visible_count
+    _write_rows(
+        *(out_rows + visible_count * D, restore_token, 0, restore_time + restore_first, restore_freq + restore_first),
+        *(freq_embedding, frequencies, tl.maximum(first, 0), tl.minimum(first + BLOCK_ROWS, restore_count)),
+        *(D, FREQS, BLOCK_HALF),
+    )
 
 
 @jit
@@ -185,7 +187,7 @@ def mae_decoder_input_bwd_kernel(
         for row in range(first, last + 1, 4):
             freq = _load_four(freqs + source, 1, row, last, None)
             gradient = _load_four(d_out + out_first * D + column, D, row, last, in_column)
-            for i in tl.static_range(4):
+            for i in tl.static_range(4):  # type: ignore[misc]
                 if not restoring:
                     copy = d_visible + (source + tl.minimum(row + i, last)) * D + column
                     tl.store(copy, gradient[i].to(d_visible.dtype.element_ty), in_column)
@@ -193,7 +195,7 @@ def mae_decoder_input_bwd_kernel(
                 sums = _add_by_freq(sums, gradient[i].to(tl.float32), once)
 
     share = partials + program.to(tl.int64) * (FREQS + 1) * D + column
-    for freq in tl.static_range(FREQS):
+    for freq in tl.static_range(FREQS):  # type: ignore[misc]
         tl.store(share + freq * D, sums[freq], in_column)
     restored = sums[0] + sums[1] + sums[2] + sums[3] + sums[4] + sums[5] + sums[6] + sums[7]
     tl.store(share + FREQS * D, tl.where(restoring, restored, 0.0), in_column)
@@ -226,7 +228,7 @@ def mae_decoder_input_fwd(
         FREQS=FREQ_PATCHES,
         BLOCK_HALF=half,
         BLOCK_ROWS=rows,
-        num_warps=max(half // 128, 1),  # four columns of either half a thread: with eight the sine spills
+        num_warps=max(half // 128, 1),
     )
     return out
 
@@ -262,14 +264,7 @@ def mae_decoder_input_bwd(
         BLOCK_ROWS=rows,
         num_warps=1,
     )
-    columns = 32
-    launch(
-        sum_partials_kernel,
-        (cdiv(d_tables.numel(), columns),),
-        *(partials, d_tables, programs, d_tables.numel()),
-        BLOCK_PROGRAMS=128,
-        BLOCK_N=columns,
-    )
+    sum_partials(partials, d_tables)
     return d_visible, d_tables
 
 

@@ -10,18 +10,13 @@ from . import backend
 from .layout import Patches
 
 
-def sincos_frequencies(width: int, device: torch.device) -> Tensor:
-    """Angle of one step of time in each sine of :func:`sincos_embedding`: float32 ``[width / 2]``."""
-    j = torch.arange(width // 2, dtype=torch.float32, device=device)
-    return torch.exp(j * (-2.0 * math.log(10_000.0) / width))
-
-
 def sincos_embedding(time: Tensor, width: int) -> Tensor:
     """Sine/cosine embedding of integer ``time`` ``[...]``: float32 ``[..., width]``, sines first, then cosines.
 
     angle_j = time * 10000 ** (-2 j / width), j = 0 .. width / 2 - 1 (the authors' ``mae.py``).
     """
-    angle = time[..., None].float() * sincos_frequencies(width, time.device)
+    j = torch.arange(width // 2, dtype=torch.float32, device=time.device)
+    angle = time[..., None].float() * torch.exp(j * (-2.0 * math.log(10_000.0) / width))
     return torch.cat((angle.sin(), angle.cos()), dim=-1)
 
 

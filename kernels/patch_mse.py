@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from . import backend
 from .checks import check_device, check_dtype, check_shape
 from .patch_mse_triton import MAX_WIDTH, patch_mse_fwd_op, patch_mse_scale_op
-from .spec import Case, Inputs, MakeInputs, Spec, Work
+from .spec import Case, Inputs, MakeInputs, Spec, Work, draw_normal
 
 
 class PatchMSEFunction(torch.autograd.Function):
@@ -121,13 +121,12 @@ def _patches(
     """Patches ``[..., W]`` of their own contrast, about ``share`` of them selected; target in ``target_dtype``."""
 
     def make(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Inputs:
-        prediction = torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
-        contrast = scale * torch.rand((*shape[:-1], 1), generator=generator)
-        target = torch.randn(shape, generator=generator) * contrast + level
+        contrast = scale * torch.rand((*shape[:-1], 1), generator=generator).to(device)
+        target = draw_normal(shape, generator, device, torch.float32).detach() * contrast + level
         selected = torch.rand(shape[:-1], generator=generator) < share
         return {
-            "prediction": prediction,
-            "target": target.to(device, target_dtype or dtype),
+            "prediction": draw_normal(shape, generator, device, dtype),
+            "target": target.to(target_dtype or dtype),
             "selected": selected.to(device),
             "denominator": selected.sum().clamp_min(1).to(device),
             "unbiased": unbiased,

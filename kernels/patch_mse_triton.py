@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor
 
-from .layer_norm_triton import sum_partials_kernel
 from .library import define
+from .partial_sums import sum_partials_kernel
 from .triton_runtime import cdiv, jit, launch, next_power_of_two, processors, tl
 
 MAX_WIDTH = 4096
 """Widest patch: it has to fit into one program's registers."""
 
 
-@jit
+@jit(do_not_specialize=["rows"])
 def patch_mse_fwd_kernel(
     prediction,  # [rows, W]
     target,  # [rows, W]
@@ -60,16 +60,20 @@ def patch_mse_fwd_kernel(
     tl.store(partials + tl.program_id(0), tl.sum(squares, 0) * scale)
 
 
-@jit
-def patch_mse_scale_kernel(d_prediction, d_loss, elements, BLOCK: tl.constexpr):
-    """Multiply ``d_prediction`` by the scalar ``d_loss``; where that is 1, read it and do nothing."""
-    factor = tl.load(d_loss).to(tl.float32)
+@jit(do_not_specialize=["rows"])
+def patch_mse_scale_kernel(
+    d_prediction, d_loss, rows, W: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_ROWS: tl.constexpr
+):
+    """Multiply ``d_prediction`` ``[rows, W]`` by the scalar ``d_loss``; where that is 1, read it and do nothing."""
+    factor = tl.load(d_loss)
     if factor != 1.0:
-        for tile in range(tl.program_id(0), tl.cdiv(elements, BLOCK), tl.num_programs(0)):
-            offsets = tl.cast(tile, tl.int64) * BLOCK + tl.arange(0, BLOCK)
-            mask = offsets < elements
-            scaled = tl.load(d_prediction + offsets, mask).to(tl.float32) * factor
-            tl.store(d_prediction + offsets, scaled.to(d_prediction.dtype.element_ty), mask)
+        column = tl.arange(0, BLOCK_W)
+        for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
+            row = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+            mask = (row < rows)[:, None] & (column < W)[None, :]
+            place = d_prediction + row.to(tl.int64)[:, None] * W + column[None, :]
+            scaled = tl.load(place, mask).to(tl.float32) * factor
+            tl.store(place, scaled.to(d_prediction.dtype.element_ty), mask)
 
 
 def patch_mse_fwd(
@@ -87,20 +91,16 @@ def patch_mse_fwd(
         prediction, target, selected, denominator, fixed_denominator, unbiased, eps, with_gradient
     )
     rows, width = prediction.shape
-    block = next_power_of_two(width)
-    block_rows = max(2048 // block, 1)
-    programs = max(min(cdiv(rows, block_rows), 32 * processors(prediction.device)), 1)
+    tiles = _tiles(width)
+    programs = min(max(cdiv(rows, tiles["BLOCK_ROWS"]), 1), 32 * processors(prediction.device))
     partials = torch.empty(programs, dtype=torch.float32, device=prediction.device)
     launch(
         patch_mse_fwd_kernel,
         (programs,),
         *(prediction, target, selected, denominator, d_prediction if with_gradient else None, partials),
         *(rows, fixed_denominator, eps),
-        W=width,
-        BLOCK_W=block,
-        BLOCK_ROWS=block_rows,
+        **tiles,
         VARIANCE_DIVISOR=width - int(unbiased),
-        num_warps=4,
     )
     launch(sum_partials_kernel, (1,), partials, loss, programs, 1, BLOCK_PROGRAMS=1024, BLOCK_N=1)
     return loss, d_prediction
@@ -108,10 +108,16 @@ def patch_mse_fwd(
 
 def patch_mse_scale_(d_prediction: Tensor, d_loss: Tensor) -> None:
     """Launch the scaling of ``d_prediction`` in place."""
-    block = 4096
-    elements = d_prediction.numel()
-    programs = min(cdiv(elements, block), 4 * processors(d_prediction.device))
-    launch(patch_mse_scale_kernel, (programs,), d_prediction, d_loss, elements, BLOCK=block, num_warps=4)
+    rows, width = d_prediction.shape
+    tiles = _tiles(width)
+    programs = min(cdiv(rows, tiles["BLOCK_ROWS"]), 4 * processors(d_prediction.device))
+    launch(patch_mse_scale_kernel, (programs,), d_prediction, d_loss, rows, **tiles)
+
+
+def _tiles(width: int) -> dict[str, int]:
+    """Rows and warps of a program: 2048 elements on 4 warps, 16 a thread, or one row where that is more."""
+    block = next_power_of_two(width)
+    return {"W": width, "BLOCK_W": block, "BLOCK_ROWS": max(2048 // block, 1), "num_warps": 4}
 
 
 def _fwd_outputs(
