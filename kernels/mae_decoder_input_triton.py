@@ -35,20 +35,12 @@ def _clip_rows(cu_seqlens, clip, padded_len):
 
 @jit
 def _write_rows(
-    out,
-    tokens,
-    token_stride,
-    times,
-    freqs,
-    freq_embedding,
-    frequencies,
-    first,
-    last,
-    D: tl.constexpr,
-    FREQS: tl.constexpr,
-    BLOCK_HALF: tl.constexpr,
+    out, tokens, token_stride, times, freqs, freq_embedding, frequencies, first, last, D, FREQS, BLOCK_HALF
 ):
-    """Write rows ``first`` to ``last`` - 1, one by one: sine and cosine are kept while the time stays the same."""
+    """Write rows ``first`` to ``last`` - 1, one by one: sine and cosine are kept while the time stays the same.
+
+    A freq that the table does not have makes its row NaN.
+    """
     sine_column = tl.arange(0, BLOCK_HALF)
     cosine_column = D // 2 + sine_column
     in_half = sine_column < D // 2
@@ -247,7 +239,7 @@ def mae_decoder_input_bwd(
     d_visible, d_tables = _bwd_outputs(d_out, visible_freq, visible_dtype, table_dtype)
     width = d_out.shape[1]
     clips, visible_len, restore_len = sizes
-    block, rows = min(next_power_of_two(width), 256), 32
+    block, rows = min(next_power_of_two(width), 256), 32  # a warp: eight columns a thread, with eight sums of each
     visible_blocks, restore_blocks = clips * cdiv(visible_len, rows), clips * cdiv(restore_len, rows)
     blocks = visible_blocks + restore_blocks
     programs = min(blocks, 4 * processors(d_out.device))

@@ -41,13 +41,13 @@ def patch_mse_fwd_kernel(
         first = row.to(tl.int64) * W
         offsets = first[:, None] + column[None, :]
 
+        predicted = tl.load(prediction + offsets, mask, other=0.0).to(tl.float32)
         # Beside its first pixel a constant patch is exactly 0, and one far from 0 loses nothing.
         level = tl.load(target + first, scored, other=0.0).to(tl.float32)
         pixels = tl.load(target + offsets, mask, other=0.0).to(tl.float32)
         pixels = tl.where(mask, pixels - level[:, None], 0.0)
         centred = tl.where(mask, pixels - (tl.sum(pixels, 1) / W)[:, None], 0.0)
         rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / VARIANCE_DIVISOR + eps)
-        predicted = tl.load(prediction + offsets, mask, other=0.0).to(tl.float32)
         error = tl.where(mask, predicted - centred * rstd[:, None], 0.0)
         squares += tl.sum(error * error, 1)
         if d_prediction is not None:
