@@ -9,8 +9,10 @@ from . import (
     layer_norm,
     linear,
     log_mel,
+    mae_decoder_input,
     patch_embed,
     patch_mask,
+    patch_mse,
 )
 from .spec import Spec
 
@@ -20,6 +22,8 @@ SPECS: tuple[Spec, ...] = (
     patch_embed.SPEC,
     layer_norm.SPEC,
     layer_norm.ADD_SPEC,
+    mae_decoder_input.SPEC,
+    patch_mse.SPEC,
     linear.SPEC,
     attention.SPEC,
     attention_pool.SPEC,
