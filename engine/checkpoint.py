@@ -15,13 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..models.tensor_shapes import check_tensors
 from .config_io import read_json
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
-
-Shape = tuple[int, ...]
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -106,18 +105,6 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) ->
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     check_tensors(found, {name: tuple(own.shape) for name, own in module.state_dict().items()}, source)
     module.load_state_dict(dict(tensors))
-
-
-def check_tensors(found: Mapping[str, Shape], expected: Mapping[str, Shape], source: Path) -> None:
-    """Raise InputError that names the first tensor that is missing, unexpected or of another shape."""
-    for name, shape in expected.items():
-        if name not in found:
-            raise InputError(f"{source}: tensor {name} is missing; is this a checkpoint of another model or stage?")
-        if found[name] != shape:
-            raise InputError(f"{source}: tensor {name} has shape {found[name]}, the model expects {shape}")
-    for name in found:
-        if name not in expected:
-            raise InputError(f"{source}: tensor {name} is not in the model; is this a checkpoint of another model?")
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -24,7 +24,7 @@ from .evaluate.retrieval import evaluate_retrieval
 from .evaluate.retrieval_metrics import format_table
 from .flags import parse_flags
 from .inference import Cacophony, Method, load
-from .json_file import write_json
+from .json_file import check_writable, write_json
 from .presets import preset as preset_named
 from .run_directory import is_run, read_record
 from .trainer import train
@@ -225,14 +225,6 @@ def check_files(files: Sequence[Path]) -> None:
     for file in files:
         if not file.is_file():
             raise InputError(f"{file}: no such file")
-
-
-def check_writable(path: Path) -> None:
-    """Raise InputError where a file cannot be created at ``path``."""
-    if path.is_dir():
-        raise InputError(f"{path}: is a directory; expected the name of a file to write")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{path.parent}: no such directory; create it first")
 
 
 def _version(package: str) -> str:
