@@ -1,0 +1,246 @@
+"""Every op against its rivals and its roof, on every case of its SPEC: right first, then fast.
+
+A provider's outputs and gradients are held against float64 before anything is timed; one that is wrong, not installed
+or out of memory gets a reason instead of a time.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from ..errors import InputError, RunError
+from ..kernels.accuracy import Truth
+from ..kernels.spec import Case, Inputs, Spec, Work
+from ..kernels.specs import SPECS
+from .harness import Pass, Stopwatch, Task, Timing, measure, tasks
+from .providers import check_names, default_providers, implementation, provider_names, why
+from .roofline import Roofs
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelSettings:
+    """What is timed and for how long; an empty list means all there is."""
+
+    ops: Sequence[str] = ()
+    cases: Sequence[str] = ()
+    """Empty: on a GPU the paper's shapes, elsewhere the small ones."""
+    providers: Sequence[str] = ()
+    """Empty: see :func:`~.providers.default_providers`."""
+    dtypes: Sequence[str] = ("bfloat16",)
+    device: str = "cpu"
+    rounds: int = 2
+    """Turns of every provider."""
+    seconds: float = 0.1
+    """Time of a provider's turn at one pass."""
+    part_seconds: float | None = None
+    """Cases that would start later are cut."""
+
+    def check(self) -> None:
+        """Raise InputError where a name is unknown or a number too small."""
+        check_names("op", self.ops, [spec.name for spec in SPECS])
+        check_names("case", self.cases, sorted({case.name for spec in SPECS for case in spec.cases}))
+        check_names("provider", self.providers, provider_names())
+        check_names("dtype", self.dtypes, list(DTYPES))
+        if self.rounds < 1:
+            raise InputError(f"--rounds is {self.rounds}; expected at least 1")
+        if not self.seconds > 0:
+            raise InputError(f"--seconds is {self.seconds}; expected more than 0")
+
+
+@dataclass(frozen=True)
+class PassFigures:
+    """A pass's time, rates and share of the roof: the least time its compulsory work takes over the time it took."""
+
+    timing: Timing
+    gb_per_s: float
+    tflop_per_s: float
+    roof_share: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One provider on one case; either ``passes`` or the ``reason`` why there is no time."""
+
+    op: str
+    case: str
+    dtype: str
+    provider: str
+    reason: str | None = None
+    checked_on: str | None = None
+    """Case on which the result was held against float64."""
+    waits_for_device: bool | None = None
+    """Whether a forward pass makes the host wait for the device."""
+    passes: dict[Pass, PassFigures] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where and how a case is timed."""
+
+    spec: Spec
+    case: Case
+    dtype: str
+    device: torch.device
+    stopwatch: Stopwatch
+    roofs: Roofs | None
+    settings: KernelSettings
+
+    def row(self, provider: str, **figures: Any) -> Row:
+        return Row(self.spec.name, self.case.name, self.dtype, provider, **figures)
+
+
+def bench_kernels(settings: KernelSettings, roofs: Roofs | None = None) -> Iterator[Row]:
+    """Yield the rows of every case and provider that ``settings`` name; shares of the roof where it is known.
+
+    The first case of every op comes before the second of any, so that a cut takes the least. Raises InputError as
+    :meth:`KernelSettings.check` does, RunError where a provider left the device unusable.
+    """
+    settings.check()
+    started = time.perf_counter()
+    device = torch.device(settings.device)
+    stopwatch = Stopwatch(device)
+    providers = settings.providers or default_providers(device)
+    for spec, case in _cases(settings, device):
+        for dtype in settings.dtypes:
+            place = _Place(spec, case, dtype, device, stopwatch, roofs, settings)
+            if settings.part_seconds is not None and time.perf_counter() - started > settings.part_seconds:
+                yield place.row("all", reason="cut: the time for the kernels was over")
+            else:
+                yield from _bench_case(place, providers)
+
+
+def _cases(settings: KernelSettings, device: torch.device) -> list[tuple[Spec, Case]]:
+    found = []
+    for spec in SPECS:
+        if settings.ops and spec.name not in settings.ops:
+            continue
+        if settings.cases:
+            cases = [case for case in spec.cases if case.name in settings.cases]
+        else:
+            cases = [case for case in spec.cases if case.paper == (device.type == "cuda")]
+        found += [(number, spec, case) for number, case in enumerate(cases)]
+    if not found:
+        raise InputError(f"no case of {', '.join(settings.ops) or 'any op'} is called {', '.join(settings.cases)}")
+    return [(spec, case) for _, spec, case in sorted(found, key=lambda entry: entry[0])]
+
+
+def _bench_case(place: _Place, providers: Sequence[str]) -> Iterator[Row]:
+    contestants: dict[str, Callable[..., Any]] = {}
+    reasons: dict[str, str] = {}
+    for name in providers:
+        try:
+            found = implementation(name, place.spec, place.device)
+            if found is not None:
+                contestants[name] = found
+        except Exception as error:
+            reasons[name] = why(error)
+    inputs = place.case.inputs(place.device, DTYPES[place.dtype])
+    checked_on, wrong = _check(place, contestants, inputs)
+    reasons |= wrong
+    per_pass: dict[Pass, dict[str, Task]] = {}
+    waits: dict[str, bool | None] = {}
+    for name in [name for name in contestants if name not in reasons]:
+        try:
+            for pass_, task in tasks(contestants[name], inputs).items():
+                per_pass.setdefault(pass_, {})[name] = task
+            waits[name] = place.stopwatch.waits_for_device(per_pass["forward"][name])
+        except Exception as error:
+            reasons[name] = _failure(error, place)
+    work = _work(place.spec, inputs)
+    figures: dict[str, dict[Pass, PassFigures]] = {}
+    for pass_, found in per_pass.items():
+        running = {name: task for name, task in found.items() if name not in reasons}
+        for name, timing in _measure(place, running).items():
+            if isinstance(timing, Exception):
+                reasons[name] = f"{pass_}: {_failure(timing, place)}"
+            else:
+                figures.setdefault(name, {})[pass_] = _figures(timing, work[pass_], place)
+    for name in providers:
+        if name in reasons:
+            yield place.row(name, reason=reasons[name])
+        elif name in figures:
+            yield place.row(name, checked_on=checked_on, waits_for_device=waits[name], passes=figures[name])
+
+
+def _check(
+    place: _Place, contestants: dict[str, Callable[..., Any]], inputs: Inputs
+) -> tuple[str, dict[str, str]]:
+    """Return the cases on which results were checked, and what is wrong with whom.
+
+    The truth of a large case may not fit the device: then the small cases have to do.
+    """
+    dtype = DTYPES[place.dtype]
+    try:
+        cases, truths = [(place.case, inputs)], [Truth.of(place.spec, inputs, dtype)]
+    except torch.OutOfMemoryError:
+        small = [case for case in place.spec.cases if not case.paper]
+        cases = [(case, case.inputs(place.device, dtype)) for case in small]
+        truths = [Truth.of(place.spec, made, dtype) for _, made in cases]
+    wrong: dict[str, str] = {}
+    for (case, made), truth in zip(cases, truths, strict=True):
+        for name, function in contestants.items():
+            try:
+                too_large = [deviation for deviation in truth.deviations(function, made) if not deviation.ok]
+            except Exception as error:
+                wrong[name] = _failure(error, place)
+                continue
+            if too_large:
+                worst = too_large[0]
+                wrong[name] = (
+                    f"wrong on {case.name}: error of {worst.tensor} is {worst.error:.3g}, allowed {worst.limit:.3g}"
+                )
+    return ", ".join(case.name for case, _ in cases), wrong
+
+
+def _measure(place: _Place, running: dict[str, Task]) -> dict[str, Timing | Exception]:
+    settings = place.settings
+    return measure(
+        running,
+        place.stopwatch,
+        seconds=settings.seconds,
+        warm_up_seconds=settings.seconds / 3,
+        rounds=settings.rounds,
+    )
+
+
+def _work(spec: Spec, inputs: Inputs) -> dict[Pass, Work]:
+    forward = spec.forward(inputs)
+    backward = spec.backward(inputs) if spec.backward else Work(0)
+    both = Work(forward.bytes + backward.bytes, forward.flops + backward.flops)
+    return {"forward": forward, "backward": backward, "both": both}
+
+
+def _figures(timing: Timing, work: Work, place: _Place) -> PassFigures:
+    share = place.roofs.floor_ms(work, place.dtype) / timing.ms_p50 if place.roofs else None
+    return PassFigures(timing, work.bytes / timing.ms_p50 / 1e6, work.flops / timing.ms_p50 / 1e9, share)
+
+
+def _failure(error: Exception, place: _Place) -> str:
+    """Say why a provider failed; raises RunError where nothing can run on the device any more."""
+    if place.device.type == "cuda":
+        try:
+            torch.cuda.synchronize(place.device)
+        except RuntimeError:
+            raise RunError(f"{place.spec.name}, {place.case.name}: {why(error)}; the device is unusable") from error
+        torch.cuda.empty_cache()
+    return why(error)
+
+
+def main() -> int:
+    """Bench the settings read from stdin as JSON and write one row a line, as it is known: for other processes."""
+    asked = json.load(sys.stdin)
+    roofs = Roofs(**asked["roofs"]) if asked["roofs"] else None
+    for row in bench_kernels(KernelSettings(**asked["settings"]), roofs):
+        print(json.dumps(asdict(row)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
