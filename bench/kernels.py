@@ -169,9 +169,7 @@ def _bench_case(place: _Place, providers: Sequence[str]) -> Iterator[Row]:
             yield place.row(name, checked_on=checked_on, waits_for_device=waits[name], passes=figures[name])
 
 
-def _check(
-    place: _Place, contestants: dict[str, Callable[..., Any]], inputs: Inputs
-) -> tuple[str, dict[str, str]]:
+def _check(place: _Place, contestants: dict[str, Callable[..., Any]], inputs: Inputs) -> tuple[str, dict[str, str]]:
     """Return the cases on which results were checked, and what is wrong with whom.
 
     The truth of a large case may not fit the device: then the small cases have to do.
