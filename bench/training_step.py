@@ -1,0 +1,119 @@
+"""An optimiser step on noise, ready to be timed: network, objective and update of a stage, computed in one way."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ..data.batch import AudioTextBatch, collate
+from ..engine.config import ContrastiveRunConfig, MaeRunConfig, Precision, Stage, UpdateConfig
+from ..engine.distributed import World
+from ..engine.objectives import ContrastiveCaptioning, MaskedReconstruction
+from ..engine.update import Updater
+from ..errors import InputError
+from ..kernels.backend import Backend, choices, use_backend
+from ..kernels.layout import LayoutName
+from ..kernels.log_mel import SAMPLE_RATE
+from ..models.audio_mae import AudioMAE
+from ..models.audio_text import AudioText
+from ..models.config import AUDIO_MAE_SIZES, AUDIO_TEXT_SIZES
+from ..models.generate import BOS, EOS
+from ..models.layers import init_weights
+
+StepProvider = Literal["reference", "compile", "fused"]
+"""Plain PyTorch, the same through ``torch.compile``, and the fused ops wherever the device has one."""
+
+CLIP_SECONDS = (1.0, 10.24)
+CAPTION_TOKENS = (6, 30)  # uniform: mean 18, as real captions have; the model takes up to 77
+
+_BACKENDS: dict[StepProvider, Backend] = {"reference": "reference", "compile": "reference", "fused": "auto"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute a step."""
+
+    provider: StepProvider
+    layout: LayoutName
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """What a step did: valid tokens and model FLOPs, all gradients together."""
+
+    valid_tokens: int
+    model_flops: int
+
+
+def noise_batch(clips: int, vocab_size: int, seed: int = 0) -> AudioTextBatch:
+    """Clips of white noise and captions of random tokens, lengths uniform in CLIP_SECONDS and CAPTION_TOKENS."""
+    rng = np.random.default_rng(seed)
+    samples = (rng.uniform(*CLIP_SECONDS, clips) * SAMPLE_RATE).astype(int)
+    waves = [(3000 * rng.standard_normal(n)).astype(np.int16) for n in samples]
+    lengths = rng.integers(CAPTION_TOKENS[0], CAPTION_TOKENS[1] + 1, clips)
+    captions = [np.array([BOS, *rng.integers(5, vocab_size, n - 2), EOS], np.int32) for n in lengths]
+    return collate(waves, np.arange(clips), captions)
+
+
+def training_step(
+    stage: Stage, size: str, clips: int, precision: Precision, variant: Variant, device: torch.device
+) -> Callable[[], StepWork]:
+    """Return a function that makes one optimiser step on ``clips`` clips in one micro-batch; stage 2 with SAM.
+
+    ``size`` names the networks (:mod:`cacophony.models.config`). Raises InputError where the variant is the fused one
+    and no op is fused on ``device``.
+    """
+    if variant.provider == "fused" and not fused_ops(device):
+        raise InputError(f"no op has a fused implementation on {device.type}")
+    world = World(0, 1, device)
+    config = _config(stage, size, clips, precision, variant.layout)
+    if isinstance(config, MaeRunConfig):
+        model, vocab_size = AudioMAE(config.model), 100
+        objective = MaskedReconstruction(config.objective, config, world)
+    else:
+        model, vocab_size = AudioText(config.model), config.model.text.vocab_size
+        objective = ContrastiveCaptioning(config.objective, config, world, config.model.text.dropout)
+    init_weights(model, config.seed)
+    updater = Updater(model.to(device), config.update, config.steps)
+    if variant.provider == "compile":
+        for network in model.children():
+            network.compile()
+    batch = noise_batch(clips, vocab_size).to(device)
+
+    def step() -> StepWork:
+        with use_backend(_BACKENDS[variant.provider]):
+            inputs = objective.prepare(batch, 0)
+            report, outcome = updater.update(0, lambda: objective.backward(model, inputs))
+        return StepWork(report.valid_tokens * outcome.gradients, report.model_flops * outcome.gradients)
+
+    return step
+
+
+def fused_ops(device: torch.device) -> list[str]:
+    """Return the ops that the fused variant fuses on ``device``."""
+    with use_backend(_BACKENDS["fused"]):
+        return [choice.op for choice in choices(device) if choice.path == "fused"]
+
+
+def _config(
+    stage: Stage, size: str, clips: int, precision: Precision, layout: LayoutName
+) -> MaeRunConfig | ContrastiveRunConfig:
+    if stage == "mae":
+        return MaeRunConfig(
+            model=AUDIO_MAE_SIZES[size],
+            update=UpdateConfig(warmup_steps=0),
+            batch_size=clips,
+            micro_batch_size=clips,
+            precision=precision,
+            layout=layout,
+        )
+    return ContrastiveRunConfig(
+        model=AUDIO_TEXT_SIZES[size],
+        update=UpdateConfig(warmup_steps=0, rho=0.075),
+        batch_size=clips,
+        micro_batch_size=clips,
+        precision=precision,
+        layout=layout,
+    )
