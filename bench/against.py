@@ -7,10 +7,9 @@ import io
 import json
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, RunError
+from .child import run_module
 from .from_checkout import ROOT
 from .harness import PASSES
 from .kernels import KernelSettings
@@ -49,15 +49,13 @@ def compare_with(base: str, settings: KernelSettings) -> list[dict[str, Any]]:
     return rows
 
 
-def run_kernels(root: Path, settings: KernelSettings) -> Iterator[dict[str, Any]]:
-    """Yield the rows that the checkout at ``root`` gives for ``settings``, run in a process of its own."""
-    command = [sys.executable, str(root / "bench" / "from_checkout.py"), "cacophony.bench.kernels"]
+def run_kernels(root: Path, settings: KernelSettings) -> list[dict[str, Any]]:
+    """Return the rows that the checkout at ``root`` gives for ``settings``, run in a process of its own."""
     asked = json.dumps({"settings": asdict(settings), "roofs": None})
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
+    done = run_module("cacophony.bench.kernels", stdin=asked, root=root)
     if done.returncode:
-        raise RunError(f"{root}: the bench failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-    for line in done.stdout.splitlines():
-        yield json.loads(line)
+        raise RunError(f"{root}: the bench failed: {done.complaint}")
+    return [json.loads(line) for line in done.lines]
 
 
 def format_comparison(base: str, rows: list[dict[str, Any]]) -> str:
@@ -89,7 +87,7 @@ def _check_out(ref: str, folder: Path) -> Path:
     return tree
 
 
-def _times(rows: Iterator[dict[str, Any]]) -> dict[tuple[str, ...], Any]:
+def _times(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], Any]:
     """Return median milliseconds, or the reason for none, by op, case, dtype, provider and pass."""
     found: dict[tuple[str, ...], Any] = {}
     for row in rows:

@@ -21,6 +21,7 @@ from .harness import Pass, Stopwatch, Task, Timing, measure, tasks
 from .providers import check_names, default_providers, implementation, provider_names, why
 from .roofline import Roofs
 
+CUT = "cut: the time for the kernels was over"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -41,6 +42,8 @@ class KernelSettings:
     """Time of a provider's turn at one pass."""
     part_seconds: float | None = None
     """Cases that would start later are cut."""
+    skip: Sequence[Sequence[str]] = ()
+    """Op, case and dtype of what is left out."""
 
     def check(self) -> None:
         """Raise InputError where a name is unknown or a number too small."""
@@ -107,28 +110,32 @@ def bench_kernels(settings: KernelSettings, roofs: Roofs | None = None) -> Itera
     device = torch.device(settings.device)
     stopwatch = Stopwatch(device)
     providers = settings.providers or default_providers(device)
-    for spec, case in _cases(settings, device):
-        for dtype in settings.dtypes:
-            place = _Place(spec, case, dtype, device, stopwatch, roofs, settings)
-            if settings.part_seconds is not None and time.perf_counter() - started > settings.part_seconds:
-                yield place.row("all", reason="cut: the time for the kernels was over")
-            else:
-                yield from _bench_case(place, providers)
+    for spec, case, dtype in planned(settings):
+        place = _Place(spec, case, dtype, device, stopwatch, roofs, settings)
+        if settings.part_seconds is not None and time.perf_counter() - started > settings.part_seconds:
+            yield place.row("all", reason=CUT)
+        else:
+            yield from _bench_case(place, providers)
 
 
-def _cases(settings: KernelSettings, device: torch.device) -> list[tuple[Spec, Case]]:
+def planned(settings: KernelSettings) -> list[tuple[Spec, Case, str]]:
+    """Return what :func:`bench_kernels` times, in order: specs, cases and dtypes."""
     found = []
+    on_gpu = torch.device(settings.device).type == "cuda"
     for spec in SPECS:
         if settings.ops and spec.name not in settings.ops:
             continue
         if settings.cases:
             cases = [case for case in spec.cases if case.name in settings.cases]
         else:
-            cases = [case for case in spec.cases if case.paper == (device.type == "cuda")]
+            cases = [case for case in spec.cases if case.paper == on_gpu]
         found += [(number, spec, case) for number, case in enumerate(cases)]
     if not found:
         raise InputError(f"no case of {', '.join(settings.ops) or 'any op'} is called {', '.join(settings.cases)}")
-    return [(spec, case) for _, spec, case in sorted(found, key=lambda entry: entry[0])]
+    ordered = sorted(found, key=lambda entry: entry[0])
+    every = [(spec, case, dtype) for _, spec, case in ordered for dtype in settings.dtypes]
+    skipped = {tuple(names) for names in settings.skip}
+    return [entry for entry in every if (entry[0].name, entry[1].name, entry[2]) not in skipped]
 
 
 def _bench_case(place: _Place, providers: Sequence[str]) -> Iterator[Row]:

@@ -1,8 +1,10 @@
 """The roofs of a device as measured on it: how fast it copies, how fast it multiplies matrices of random numbers."""
 
+import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -62,3 +64,14 @@ def _float32_precision(name: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def main() -> int:
+    """Measure the roofs of the device read from stdin as JSON and write them as one line: for other processes."""
+    asked = json.load(sys.stdin)
+    print(json.dumps(asdict(measure_roofs(torch.device(asked["device"]), seconds=asked["seconds"]))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Everything there is to measure in one command, within ten minutes: tests on the GPU, roofs, ops, steps of both stages.
+
+Nothing here needs more than torch, Triton, NumPy and pytest. Each part has a share of the time; what it leaves over falls
+to those after it. A part that fails or is cut says so, and the rest runs all the same.
+"""
+
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..engine.distributed import choose_device
+from ..engine.json_file import check_writable, write_json
+from .machine import machine
+from .parts import Outcome, Plan, kernels_part, roofs_part, steps_part, tests_part
+from .report import kernel_table, roof_line
+from .steps import step_ratios, step_table
+
+BUDGET_S, QUICK_BUDGET_S = 560.0, 110.0  # of ten minutes and two; the rest is for starting and for writing down
+
+_SHARES = {"roofs": 0.04, "tests": 0.22, "kernels": 0.42, "steps_mae": 0.16, "steps_contrastive": 0.16}
+
+
+def bench_all(json_file: Path, *, quick: bool = False, device: str = "auto") -> int:
+    """Run every part and write ``json_file``, a Markdown table and a picture beside it; print a JSON line last.
+
+    Returns 0, or 1 where a part failed. Raises InputError where the device is not there or the file cannot be written.
+    """
+    check_writable(json_file)
+    chosen = choose_device(device)
+    plan = Plan.of(chosen, quick)
+    outcomes, seconds = _run_parts(plan, QUICK_BUDGET_S if quick else BUDGET_S)
+    figures = _figures(plan, chosen, outcomes, seconds)
+    write_json(json_file, figures)
+    page = json_file.with_suffix(".md")
+    page.write_text(markdown(figures), encoding="utf-8")
+    picture = _draw(json_file.with_suffix(".png"), figures)
+    print(page.read_text(encoding="utf-8"))
+    summary = {
+        "json": str(json_file),
+        "markdown": str(page),
+        "picture": picture,
+        "parts": figures["parts"],
+        "step_ratios": figures["step_ratios"],
+    }
+    print(json.dumps(summary))
+    return int(any(outcome.status == "failed" for outcome in outcomes.values()))
+
+
+def markdown(figures: Mapping[str, Any]) -> str:
+    """Return the page that shows ``figures``, as they are in the JSON file."""
+    about = figures["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
+    driver = f", driver {about['driver']}" if about["driver"] else ""
+    lines = [
+        f"# {about['device']}, {about['date']}",
+        "",
+        f"{versions}{driver}, commit {about['commit'] or 'unknown'}.",
+        "",
+        *(
+            f"- {name}: {part['status']} in {part['seconds']:.0f} s{': ' + part['reason'] if part['reason'] else ''}"
+            for name, part in figures["parts"].items()
+        ),
+    ]
+    if figures["tests"]:
+        lines += ["", f"Tests: {figures['tests']['summary']}"]
+    if figures["roofs"]:
+        lines += ["", f"Roofs: {roof_line(figures['roofs'])}."]
+    if figures["kernels"]:
+        lines += ["", "## Ops", "", kernel_table(figures["kernels"])]
+    if figures["steps"]:
+        lines += ["", "## Steps", "", step_table(figures["steps"])]
+        for stage, ratios in figures["step_ratios"].items():
+            lines += ["", f"{stage}: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _run_parts(plan: Plan, budget: float) -> tuple[dict[str, Outcome], dict[str, float]]:
+    outcomes: dict[str, Outcome] = {}
+    seconds: dict[str, float] = {}
+    parts: dict[str, Callable[[float], Outcome]] = {
+        "roofs": lambda time_: roofs_part(plan, time_),
+        "tests": lambda time_: tests_part(plan, time_),
+        "kernels": lambda time_: kernels_part(plan, time_, outcomes["roofs"].figures),
+        "steps_mae": lambda time_: steps_part(plan, time_, "mae"),
+        "steps_contrastive": lambda time_: steps_part(plan, time_, "contrastive"),
+    }
+    started = time.monotonic()
+    for name, part in parts.items():
+        begun = time.monotonic()
+        to_come = sum(_SHARES[other] for other in parts if other not in outcomes)
+        try:
+            outcomes[name] = part((budget - (begun - started)) * _SHARES[name] / to_come)
+        except Exception as error:  # whatever it is, the other parts' figures must not be lost
+            outcomes[name] = Outcome("failed", f"{type(error).__name__}: {error}")
+        seconds[name] = time.monotonic() - begun
+        print(f"{name}: {outcomes[name].status} in {seconds[name]:.0f} s", file=sys.stderr, flush=True)
+    return outcomes, seconds
+
+
+def _figures(
+    plan: Plan, device: torch.device, outcomes: Mapping[str, Outcome], seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    steps = [row for name in ("steps_mae", "steps_contrastive") for row in outcomes[name].figures or ()]
+    return {
+        "machine": machine(device),
+        "settings": asdict(plan),
+        "parts": {
+            name: {"status": outcome.status, "reason": outcome.reason, "seconds": round(seconds[name], 1)}
+            for name, outcome in outcomes.items()
+        },
+        "tests": outcomes["tests"].figures,
+        "roofs": outcomes["roofs"].figures,
+        "kernels": outcomes["kernels"].figures or [],
+        "steps": steps,
+        "step_ratios": step_ratios(steps),
+    }
+
+
+def _draw(path: Path, figures: Mapping[str, Any]) -> str:
+    """Draw the picture where Matplotlib is; returns its path, or why there is none."""
+    if not figures["roofs"] or not any(row["passes"] for row in figures["kernels"]):
+        return "none: no kernel was timed under a measured roof"
+    if importlib.util.find_spec("matplotlib") is None:
+        return "none: matplotlib is not installed; `cacophony bench picture` draws it from the JSON file elsewhere"
+    from .roofline_plot import draw_rooflines
+
+    about = figures["machine"]
+    draw_rooflines(path, figures["kernels"], f"{about['device']}, {about['date'][:10]}")
+    return str(path)
