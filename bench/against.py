@@ -10,7 +10,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +21,50 @@ from .child import run_module
 from .from_checkout import ROOT
 from .harness import PASSES
 from .kernels import KernelSettings
+from .tables import table
+
+_Key = tuple[str, str, str, str, str]
 
 
-def compare_with(base: str, settings: KernelSettings) -> list[dict[str, Any]]:
-    """Bench ``settings`` here and at git ref ``base``, a process for each round of each; one row a provider and pass.
+@dataclass(frozen=True)
+class Comparison:
+    """One pass of one provider here and there: medians over rounds, or the ``reason`` why a side has none."""
 
-    A row has the medians over rounds of both sides in milliseconds and their ratio (over 1: this checkout is faster),
-    or the reason why a side has none. Raises InputError where there is no such ref, RunError where a side cannot run.
+    op: str
+    case: str
+    dtype: str
+    provider: str
+    pass_: str
+    here_ms: float | None
+    base_ms: float | None
+    reason: str | None
+
+    @property
+    def base_over_here(self) -> float | None:
+        """How many times as long the base takes; None where a side has no time."""
+        return self.base_ms / self.here_ms if self.base_ms is not None and self.here_ms is not None else None
+
+
+def compare_with(base: str, settings: KernelSettings) -> list[Comparison]:
+    """Bench ``settings`` here and at git ref ``base``, a process for each round of each side, in turns.
+
+    Raises InputError where there is no such ref, RunError where a side cannot run.
     """
-    settings.check()
     one_round = replace(settings, rounds=1)
-    times: dict[str, list[dict[tuple[str, ...], Any]]] = {"here": [], "base": []}
+    here: list[dict[_Key, float | str]] = []
+    there: list[dict[_Key, float | str]] = []
     with tempfile.TemporaryDirectory(prefix="cacophony-base-") as folder:
         tree = _check_out(base, Path(folder))
         for _ in range(settings.rounds):
-            for side, root in (("here", ROOT), ("base", tree)):
-                times[side].append(_times(run_kernels(root, one_round)))
-    rows = []
-    for key in {key: None for side in ("here", "base") for key in times[side][0]}:
-        row: dict[str, Any] = dict(zip(("op", "case", "dtype", "provider", "pass"), key, strict=True))
-        for side, rounds in times.items():
-            found = [one.get(key, "no such case or pass") for one in rounds]
-            reasons = [value for value in found if isinstance(value, str)]
-            row[side] = reasons[0] if reasons else float(np.median(found))
-        timed = not isinstance(row["here"], str) and not isinstance(row["base"], str)
-        rows.append(row | {"base_over_here": row["base"] / row["here"] if timed else None})
-    return rows
+            here.append(_times(run_kernels(ROOT, one_round)))
+            there.append(_times(run_kernels(tree, one_round)))
+    comparisons = []
+    for key in {**here[0], **there[0]}:
+        here_ms, here_reason = _median([times.get(key) for times in here])
+        base_ms, base_reason = _median([times.get(key) for times in there])
+        reasons = [f"{side}: {text}" for side, text in (("here", here_reason), ("base", base_reason)) if text]
+        comparisons.append(Comparison(*key, here_ms, base_ms, "; ".join(reasons) or None))
+    return comparisons
 
 
 def run_kernels(root: Path, settings: KernelSettings) -> list[dict[str, Any]]:
@@ -55,20 +73,19 @@ def run_kernels(root: Path, settings: KernelSettings) -> list[dict[str, Any]]:
     done = run_module("cacophony.bench.kernels", stdin=asked, root=root)
     if done.returncode:
         raise RunError(f"{root}: the bench failed: {done.complaint}")
-    return [json.loads(line) for line in done.lines]
+    return done.rows
 
 
-def format_comparison(base: str, rows: list[dict[str, Any]]) -> str:
-    """Return the rows as a table."""
-    lines = [f"{'op, case, dtype, provider, pass':70} {'here ms':>9} {base[:12]:>12} {'ratio':>6}"]
-    for row in rows:
-        name = ", ".join(row[key] for key in ("op", "case", "dtype", "provider", "pass"))
-        if row["base_over_here"] is None:
-            side, reason = next((side, row[side]) for side in ("here", "base") if isinstance(row[side], str))
-            lines.append(f"{name:70} {side}: {reason}")
+def comparison_table(base: str, comparisons: Sequence[Comparison]) -> str:
+    """Return the comparisons as a Markdown table; a ratio over 1 says that this checkout is faster."""
+    lines = []
+    for c in comparisons:
+        name = (c.op, c.case, c.dtype, c.provider, c.pass_)
+        if c.base_over_here is None:
+            lines.append((*name, c.reason or ""))
         else:
-            lines.append(f"{name:70} {row['here']:9.4f} {row['base']:12.4f} {row['base_over_here']:6.2f}")
-    return "\n".join(lines)
+            lines.append((*name, f"{c.here_ms:.4f}", f"{c.base_ms:.4f}", f"{c.base_over_here:.2f}"))
+    return table(("op", "case", "dtype", "provider", "pass", "ms here", f"ms at {base}", "ratio"), lines)
 
 
 def _check_out(ref: str, folder: Path) -> Path:
@@ -87,9 +104,9 @@ def _check_out(ref: str, folder: Path) -> Path:
     return tree
 
 
-def _times(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], Any]:
+def _times(rows: Sequence[dict[str, Any]]) -> dict[_Key, float | str]:
     """Return median milliseconds, or the reason for none, by op, case, dtype, provider and pass."""
-    found: dict[tuple[str, ...], Any] = {}
+    found: dict[_Key, float | str] = {}
     for row in rows:
         for name in PASSES:
             key = (row["op"], row["case"], row["dtype"], row["provider"], name)
@@ -98,3 +115,11 @@ def _times(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], Any]:
             elif name in row["passes"]:
                 found[key] = row["passes"][name]["timing"]["ms_p50"]
     return found
+
+
+def _median(values: Sequence[float | str | None]) -> tuple[float | None, str | None]:
+    """Return the median of one side's rounds, or why there is none."""
+    timed = [value for value in values if isinstance(value, float)]
+    if len(timed) == len(values):
+        return float(np.median(timed)), None
+    return None, next((value for value in values if isinstance(value, str)), "has no such op, case or pass")

@@ -1,10 +1,9 @@
-"""Everything there is to measure in one command, within ten minutes: tests on the GPU, roofs, ops, steps of both stages.
+"""All there is to measure in one command, within ten minutes: tests on the GPU, roofs, ops, steps of both stages.
 
-Nothing here needs more than torch, Triton, NumPy and pytest. Each part has a share of the time; what it leaves over falls
-to those after it. A part that fails or is cut says so, and the rest runs all the same.
+Nothing here needs more than torch, Triton, NumPy and pytest. Each part has a share of the time; what it leaves over
+falls to those after it. A part that fails or is cut says so, and the rest runs all the same.
 """
 
-import importlib.util
 import json
 import sys
 import time
@@ -19,12 +18,12 @@ from ..engine.distributed import choose_device
 from ..engine.json_file import check_writable, write_json
 from .machine import machine
 from .parts import Outcome, Plan, kernels_part, roofs_part, steps_part, tests_part
-from .report import kernel_table, roof_line
-from .steps import step_ratios, step_table
+from .report import write_report
+from .steps import step_ratios
 
 BUDGET_S, QUICK_BUDGET_S = 560.0, 110.0  # of ten minutes and two; the rest is for starting and for writing down
 
-_SHARES = {"roofs": 0.04, "tests": 0.22, "kernels": 0.42, "steps_mae": 0.16, "steps_contrastive": 0.16}
+_SHARES = {"roofs": 0.1, "tests": 0.2, "kernels": 0.4, "steps_mae": 0.15, "steps_contrastive": 0.15}
 
 
 def bench_all(json_file: Path, *, quick: bool = False, device: str = "auto") -> int:
@@ -38,47 +37,11 @@ def bench_all(json_file: Path, *, quick: bool = False, device: str = "auto") -> 
     outcomes, seconds = _run_parts(plan, QUICK_BUDGET_S if quick else BUDGET_S)
     figures = _figures(plan, chosen, outcomes, seconds)
     write_json(json_file, figures)
-    page = json_file.with_suffix(".md")
-    page.write_text(markdown(figures), encoding="utf-8")
-    picture = _draw(json_file.with_suffix(".png"), figures)
+    page, picture = write_report(json_file, figures)
     print(page.read_text(encoding="utf-8"))
-    summary = {
-        "json": str(json_file),
-        "markdown": str(page),
-        "picture": picture,
-        "parts": figures["parts"],
-        "step_ratios": figures["step_ratios"],
-    }
-    print(json.dumps(summary))
+    summary = {"json": str(json_file), "markdown": str(page), "picture": picture}
+    print(json.dumps(summary | {name: figures[name] for name in ("parts", "step_ratios")}))
     return int(any(outcome.status == "failed" for outcome in outcomes.values()))
-
-
-def markdown(figures: Mapping[str, Any]) -> str:
-    """Return the page that shows ``figures``, as they are in the JSON file."""
-    about = figures["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
-    driver = f", driver {about['driver']}" if about["driver"] else ""
-    lines = [
-        f"# {about['device']}, {about['date']}",
-        "",
-        f"{versions}{driver}, commit {about['commit'] or 'unknown'}.",
-        "",
-        *(
-            f"- {name}: {part['status']} in {part['seconds']:.0f} s{': ' + part['reason'] if part['reason'] else ''}"
-            for name, part in figures["parts"].items()
-        ),
-    ]
-    if figures["tests"]:
-        lines += ["", f"Tests: {figures['tests']['summary']}"]
-    if figures["roofs"]:
-        lines += ["", f"Roofs: {roof_line(figures['roofs'])}."]
-    if figures["kernels"]:
-        lines += ["", "## Ops", "", kernel_table(figures["kernels"])]
-    if figures["steps"]:
-        lines += ["", "## Steps", "", step_table(figures["steps"])]
-        for stage, ratios in figures["step_ratios"].items():
-            lines += ["", f"{stage}: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())]
-    return "\n".join(lines) + "\n"
 
 
 def _run_parts(plan: Plan, budget: float) -> tuple[dict[str, Outcome], dict[str, float]]:
@@ -121,16 +84,3 @@ def _figures(
         "steps": steps,
         "step_ratios": step_ratios(steps),
     }
-
-
-def _draw(path: Path, figures: Mapping[str, Any]) -> str:
-    """Draw the picture where Matplotlib is; returns its path, or why there is none."""
-    if not figures["roofs"] or not any(row["passes"] for row in figures["kernels"]):
-        return "none: no kernel was timed under a measured roof"
-    if importlib.util.find_spec("matplotlib") is None:
-        return "none: matplotlib is not installed; `cacophony bench picture` draws it from the JSON file elsewhere"
-    from .roofline_plot import draw_rooflines
-
-    about = figures["machine"]
-    draw_rooflines(path, figures["kernels"], f"{about['device']}, {about['date'][:10]}")
-    return str(path)

@@ -1,6 +1,7 @@
 """A module of this package, or pytest, in a process of its own: what breaks it or its device breaks nothing else."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .from_checkout import ROOT
 
@@ -22,6 +24,15 @@ class Finished:
     """None where it was stopped because its time was over."""
     complaint: str
     """Last line it wrote to stderr."""
+
+    @property
+    def rows(self) -> list[Any]:
+        """The JSON objects among the lines; one that was cut off by the end of the time is left out."""
+        found = []
+        for line in self.lines:
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+        return found
 
 
 def run_module(

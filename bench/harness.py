@@ -71,7 +71,9 @@ def tasks(function: Callable[..., Any], inputs: Inputs) -> dict[Pass, Task]:
     def backward(outputs: list[Tensor]) -> tuple[Tensor | None, ...]:
         return torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
 
-    return found | {"backward": Task(backward, forward), "both": Task(lambda _: backward(forward()))}
+    found["backward"] = Task(backward, forward)
+    found["both"] = Task(lambda _: backward(forward()))
+    return found
 
 
 class Stopwatch:

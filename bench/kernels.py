@@ -46,7 +46,7 @@ class KernelSettings:
     """Op, case and dtype of what is left out."""
 
     def check(self) -> None:
-        """Raise InputError where a name is unknown or a number too small."""
+        """Raise InputError where a name is unknown, no case is meant, or a number is too small."""
         check_names("op", self.ops, [spec.name for spec in SPECS])
         check_names("case", self.cases, sorted({case.name for spec in SPECS for case in spec.cases}))
         check_names("provider", self.providers, provider_names())
@@ -55,6 +55,8 @@ class KernelSettings:
             raise InputError(f"--rounds is {self.rounds}; expected at least 1")
         if not self.seconds > 0:
             raise InputError(f"--seconds is {self.seconds}; expected more than 0")
+        if not planned(self):
+            raise InputError(f"no case of {', '.join(self.ops)} is called {', '.join(self.cases)}")
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,9 @@ class _Place:
 def bench_kernels(settings: KernelSettings, roofs: Roofs | None = None) -> Iterator[Row]:
     """Yield the rows of every case and provider that ``settings`` name; shares of the roof where it is known.
 
-    The first case of every op comes before the second of any, so that a cut takes the least. Raises InputError as
-    :meth:`KernelSettings.check` does, RunError where a provider left the device unusable.
+    The first case of every op comes before the second of any, so that a cut takes the least. Names that are not known
+    name nothing. Raises RunError where a provider left the device unusable.
     """
-    settings.check()
     started = time.perf_counter()
     device = torch.device(settings.device)
     stopwatch = Stopwatch(device)
@@ -130,12 +131,24 @@ def planned(settings: KernelSettings) -> list[tuple[Spec, Case, str]]:
         else:
             cases = [case for case in spec.cases if case.paper == on_gpu]
         found += [(number, spec, case) for number, case in enumerate(cases)]
-    if not found:
-        raise InputError(f"no case of {', '.join(settings.ops) or 'any op'} is called {', '.join(settings.cases)}")
     ordered = sorted(found, key=lambda entry: entry[0])
     every = [(spec, case, dtype) for _, spec, case in ordered for dtype in settings.dtypes]
     skipped = {tuple(names) for names in settings.skip}
     return [entry for entry in every if (entry[0].name, entry[1].name, entry[2]) not in skipped]
+
+
+def pass_work(spec: Spec, inputs: Inputs) -> dict[Pass, Work]:
+    """Return what each pass of a call cannot do without."""
+    forward = spec.forward(inputs)
+    backward = spec.backward(inputs) if spec.backward else Work(0)
+    both = Work(forward.bytes + backward.bytes, forward.flops + backward.flops)
+    return {"forward": forward, "backward": backward, "both": both}
+
+
+def pass_figures(timing: Timing, work: Work, dtype: str, roofs: Roofs | None) -> PassFigures:
+    """Return rates and share of the roof of a pass that did ``work`` in the time measured."""
+    share = roofs.floor_ms(work, dtype) / timing.ms_p50 if roofs else None
+    return PassFigures(timing, work.bytes / timing.ms_p50 / 1e6, work.flops / timing.ms_p50 / 1e9, share)
 
 
 def _bench_case(place: _Place, providers: Sequence[str]) -> Iterator[Row]:
@@ -160,7 +173,7 @@ def _bench_case(place: _Place, providers: Sequence[str]) -> Iterator[Row]:
             waits[name] = place.stopwatch.waits_for_device(per_pass["forward"][name])
         except Exception as error:
             reasons[name] = _failure(error, place)
-    work = _work(place.spec, inputs)
+    work = pass_work(place.spec, inputs)
     figures: dict[str, dict[Pass, PassFigures]] = {}
     for pass_, found in per_pass.items():
         running = {name: task for name, task in found.items() if name not in reasons}
@@ -168,7 +181,7 @@ def _bench_case(place: _Place, providers: Sequence[str]) -> Iterator[Row]:
             if isinstance(timing, Exception):
                 reasons[name] = f"{pass_}: {_failure(timing, place)}"
             else:
-                figures.setdefault(name, {})[pass_] = _figures(timing, work[pass_], place)
+                figures.setdefault(name, {})[pass_] = pass_figures(timing, work[pass_], place.dtype, place.roofs)
     for name in providers:
         if name in reasons:
             yield place.row(name, reason=reasons[name])
@@ -213,18 +226,6 @@ def _measure(place: _Place, running: dict[str, Task]) -> dict[str, Timing | Exce
         warm_up_seconds=settings.seconds / 3,
         rounds=settings.rounds,
     )
-
-
-def _work(spec: Spec, inputs: Inputs) -> dict[Pass, Work]:
-    forward = spec.forward(inputs)
-    backward = spec.backward(inputs) if spec.backward else Work(0)
-    both = Work(forward.bytes + backward.bytes, forward.flops + backward.flops)
-    return {"forward": forward, "backward": backward, "both": both}
-
-
-def _figures(timing: Timing, work: Work, place: _Place) -> PassFigures:
-    share = place.roofs.floor_ms(work, place.dtype) / timing.ms_p50 if place.roofs else None
-    return PassFigures(timing, work.bytes / timing.ms_p50 / 1e6, work.flops / timing.ms_p50 / 1e9, share)
 
 
 def _failure(error: Exception, place: _Place) -> str:

@@ -63,7 +63,7 @@ def roofs_part(plan: Plan, seconds: float) -> Outcome:
     """Measure the roofs."""
     asked = {"device": plan.device, "seconds": 0.3 if plan.device.startswith("cuda") else 0.02}
     done = run_module("cacophony.bench.roofline", stdin=json.dumps(asked), seconds=seconds)
-    return _outcome(done, [json.loads(line) for line in done.lines][0] if done.lines else None)
+    return _outcome(done, next(iter(done.rows), None))
 
 
 def tests_part(plan: Plan, seconds: float) -> Outcome:
@@ -102,7 +102,7 @@ def time_kernels(
             break
         asked = json.dumps({"settings": asdict(left), "roofs": roofs})
         done = run("cacophony.bench.kernels", stdin=asked, seconds=max(until - time.monotonic(), 0.0))
-        found = [json.loads(line) for line in done.lines]
+        found = done.rows
         rows += found
         if done.returncode is None:
             return Outcome("cut", "its time was over", rows)
@@ -125,7 +125,7 @@ def steps_part(plan: Plan, seconds: float, stage: Stage) -> Outcome:
     """Time a stage's step on every variant."""
     settings = replace(plan.steps, stages=[stage], stage_seconds=_OWN_SHARE * seconds)
     done = run_module("cacophony.bench.steps", stdin=json.dumps(asdict(settings)), seconds=seconds)
-    return _outcome(done, [json.loads(line) for line in done.lines])
+    return _outcome(done, done.rows)
 
 
 def _outcome(done: Finished, figures: Any) -> Outcome:

@@ -1,75 +1,51 @@
-"""Figures as Markdown tables."""
+"""The report of a whole bench: a page and a picture beside its JSON file."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from .harness import PASSES
-
-KERNEL_COLUMNS = (
-    "op",
-    "case",
-    "dtype",
-    "provider",
-    "pass",
-    "ms",
-    "p20-p80",
-    "GB/s",
-    "TFLOP/s",
-    "of roof",
-    "× reference",
-    "extra MB",
-)
+from .tables import kernel_table, roof_line, step_table
 
 
-def kernel_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows of the kernel bench (as in its JSON), one line a provider and pass; no time, then the reason."""
-    reference = {
-        (row["op"], row["case"], row["dtype"], name): row["passes"][name]["timing"]["ms_p50"]
-        for row in rows
-        if row["provider"] == "reference"
-        for name in row["passes"]
-    }
-    lines = []
-    for row in rows:
-        place = (row["op"], row["case"], row["dtype"])
-        if row["reason"]:
-            lines.append((*place, row["provider"], row["reason"]))
-        for name in PASSES:
-            if name not in row["passes"]:
-                continue
-            figures = row["passes"][name]
-            timing = figures["timing"]
-            before = reference.get((*place, name))
-            lines.append(
-                (
-                    *place,
-                    row["provider"],
-                    name + (" (host waits)" if name == "forward" and row["waits_for_device"] else ""),
-                    f"{timing['ms_p50']:.4f}",
-                    f"{timing['ms_p20']:.4f}-{timing['ms_p80']:.4f}",
-                    f"{figures['gb_per_s']:.0f}",
-                    f"{figures['tflop_per_s']:.1f}",
-                    "" if figures["roof_share"] is None else f"{figures['roof_share']:.0%}",
-                    "" if before is None else f"{before / timing['ms_p50']:.2f}",
-                    "" if timing["extra_bytes"] is None else f"{timing['extra_bytes'] / 1e6:.1f}",
-                )
-            )
-    return table(KERNEL_COLUMNS, lines)
+def write_report(json_file: Path, figures: Mapping[str, Any]) -> tuple[Path, str]:
+    """Write the Markdown page and the picture beside ``json_file``; returns its path and the picture's, or why none."""
+    page, picture = json_file.with_suffix(".md"), json_file.with_suffix(".png")
+    page.write_text(markdown(figures), encoding="utf-8")
+    if not figures["roofs"] or not any(row["passes"] for row in figures["kernels"]):
+        return page, "none: no op was timed under a measured roof"
+    if importlib.util.find_spec("matplotlib") is None:
+        return page, "none: matplotlib is not installed; `cacophony bench report` draws it from the JSON elsewhere"
+    from .roofline_plot import draw_rooflines
+
+    about = figures["machine"]
+    draw_rooflines(picture, figures["kernels"], f"{about['device']}, {about['date'][:10]}")
+    return page, str(picture)
 
 
-def roof_line(roofs: Mapping[str, Any]) -> str:
-    """Return the measured roofs in one line."""
-    products = ", ".join(f"{name} {rate:.3g} TFLOP/s" for name, rate in roofs["matmul_tflop_per_s"].items())
-    return f"copying {roofs['copy_gb_per_s']:.0f} GB/s; multiplying {products}"
-
-
-def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table whose columns also line up where Markdown is not rendered; short lines are filled up."""
-    cells = [[*line, *[""] * (len(columns) - len(line))] for line in lines]
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in [list(columns), *cells]]
-    # A reason may be longer than its column: it does not widen it.
-    widths = [max(len(line[i]) for line in escaped if len(line[i]) <= 32) for i in range(len(columns))]
-    head, *body = [
-        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in escaped
+def markdown(figures: Mapping[str, Any]) -> str:
+    """Return the page that shows ``figures``, as they are in the JSON file."""
+    about = figures["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
+    driver = f", driver {about['driver']}" if about["driver"] else ""
+    lines = [
+        f"# {about['device']}, {about['date']}",
+        "",
+        f"{versions}{driver}, commit {about['commit'] or 'unknown'}.",
+        "",
+        *(
+            f"- {name}: {part['status']} in {part['seconds']:.0f} s{': ' + part['reason'] if part['reason'] else ''}"
+            for name, part in figures["parts"].items()
+        ),
     ]
-    return "\n".join([head, f"|{'|'.join('-' * (width + 2) for width in widths)}|", *body])
+    if figures["tests"]:
+        lines += ["", f"Tests: {figures['tests']['summary']}"]
+    if figures["roofs"]:
+        lines += ["", f"Roofs: {roof_line(figures['roofs'])}."]
+    if figures["kernels"]:
+        lines += ["", "## Ops", "", kernel_table(figures["kernels"])]
+    if figures["steps"]:
+        lines += ["", "## Steps", "", step_table(figures["steps"])]
+        for stage, ratios in figures["step_ratios"].items():
+            lines += ["", f"{stage}: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())]
+    return "\n".join(lines) + "\n"

@@ -15,7 +15,6 @@ from ..engine.device_peak import peak_flops
 from ..errors import InputError
 from ..models.config import AUDIO_MAE_SIZES
 from .providers import why
-from .report import table
 from .training_step import StepProvider, StepWork, Variant, fused_ops, training_step
 
 STAGES: tuple[Stage, ...] = ("mae", "contrastive")
@@ -104,30 +103,6 @@ def step_ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]
         if "fused" in best:
             here |= {f"{name}_over_fused": best[name] / best["fused"] for name in best if name != "fused"}
     return found
-
-
-def step_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as in the JSON as a Markdown table."""
-    columns = ("stage", "provider", "layout", "step s", "p20-p80", "clips/s", "tokens/s", "TFLOP/s", "MFU", "peak GB")
-    lines = []
-    for row in rows:
-        name, t = (row["stage"], row["provider"], row["layout"]), row["timing"]
-        if t is None:
-            lines.append((*name, row["reason"]))
-            continue
-        lines.append(
-            (
-                *name,
-                f"{t['seconds']:.3f}",
-                f"{t['seconds_p20']:.3f}-{t['seconds_p80']:.3f}",
-                f"{t['clips_per_s']:.1f}",
-                f"{t['valid_tokens_per_s']:.0f}",
-                f"{t['model_tflops_per_s']:.4g}",
-                "" if t["mfu"] is None else f"{t['mfu']:.1%}",
-                "" if t["peak_bytes"] is None else f"{t['peak_bytes'] / 1e9:.1f}",
-            )
-        )
-    return table(columns, lines)
 
 
 def _bench_stage(stage: Stage, settings: StepSettings, device: torch.device) -> Iterator[StepRow]:

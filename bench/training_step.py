@@ -1,16 +1,18 @@
 """An optimiser step on noise, ready to be timed: network, objective and update of a stage, computed in one way."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..data.batch import AudioTextBatch, collate
 from ..engine.config import ContrastiveRunConfig, MaeRunConfig, Precision, Stage, UpdateConfig
 from ..engine.distributed import World
-from ..engine.objectives import ContrastiveCaptioning, MaskedReconstruction
+from ..engine.objectives import ContrastiveCaptioning, MaskedReconstruction, Objective
 from ..engine.update import Updater
 from ..errors import InputError
 from ..kernels.backend import Backend, choices, use_backend
@@ -67,23 +69,18 @@ def training_step(
     """
     if variant.provider == "fused" and not fused_ops(device):
         raise InputError(f"no op has a fused implementation on {device.type}")
-    world = World(0, 1, device)
     config = _config(stage, size, clips, precision, variant.layout)
-    if isinstance(config, MaeRunConfig):
-        model, vocab_size = AudioMAE(config.model), 100
-        objective = MaskedReconstruction(config.objective, config, world)
-    else:
-        model, vocab_size = AudioText(config.model), config.model.text.vocab_size
-        objective = ContrastiveCaptioning(config.objective, config, world, config.model.text.dropout)
+    model, objective = _model_and_objective(config, World(0, 1, device))
     init_weights(model, config.seed)
     updater = Updater(model.to(device), config.update, config.steps)
     if variant.provider == "compile":
         for network in model.children():
             network.compile()
+    vocab_size = config.model.text.vocab_size if isinstance(config, ContrastiveRunConfig) else 100
     batch = noise_batch(clips, vocab_size).to(device)
 
     def step() -> StepWork:
-        with use_backend(_BACKENDS[variant.provider]):
+        with use_backend(_BACKENDS[variant.provider]), _compiling():
             inputs = objective.prepare(batch, 0)
             report, outcome = updater.update(0, lambda: objective.backward(model, inputs))
         return StepWork(report.valid_tokens * outcome.gradients, report.model_flops * outcome.gradients)
@@ -95,6 +92,20 @@ def fused_ops(device: torch.device) -> list[str]:
     """Return the ops that the fused variant fuses on ``device``."""
     with use_backend(_BACKENDS["fused"]):
         return [choice.op for choice in choices(device) if choice.path == "fused"]
+
+
+def _model_and_objective(config: MaeRunConfig | ContrastiveRunConfig, world: World) -> tuple[nn.Module, Objective]:
+    if isinstance(config, MaeRunConfig):
+        return AudioMAE(config.model), MaskedReconstruction(config.objective, config, world)
+    return AudioText(config.model), ContrastiveCaptioning(config.objective, config, world, config.model.text.dropout)
+
+
+def _compiling() -> contextlib.AbstractContextManager[None]:
+    """Let ``torch.compile`` specialise on every layout and gradient mode; what it gives up on is an error.
+
+    By default it would go on uncompiled after eight specialisations, and the figure would not be its own.
+    """
+    return torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True)
 
 
 def _config(
