@@ -17,7 +17,7 @@ import torch
 from ..engine.distributed import choose_device
 from ..engine.json_file import check_writable, write_json
 from .machine import machine
-from .parts import Outcome, Plan, kernels_part, roofs_part, steps_part, tests_part
+from .parts import Outcome, Plan, run_kernels, run_roofs, run_steps, run_tests
 from .report import write_report
 from .steps import step_ratios
 
@@ -48,11 +48,11 @@ def _run_parts(plan: Plan, budget: float) -> tuple[dict[str, Outcome], dict[str,
     outcomes: dict[str, Outcome] = {}
     seconds: dict[str, float] = {}
     parts: dict[str, Callable[[float], Outcome]] = {
-        "roofs": lambda time_: roofs_part(plan, time_),
-        "tests": lambda time_: tests_part(plan, time_),
-        "kernels": lambda time_: kernels_part(plan, time_, outcomes["roofs"].figures),
-        "steps_mae": lambda time_: steps_part(plan, time_, "mae"),
-        "steps_contrastive": lambda time_: steps_part(plan, time_, "contrastive"),
+        "roofs": lambda time_: run_roofs(plan, time_),
+        "tests": lambda time_: run_tests(plan, time_),
+        "kernels": lambda time_: run_kernels(plan, time_, outcomes["roofs"].figures),
+        "steps_mae": lambda time_: run_steps(plan, time_, "mae"),
+        "steps_contrastive": lambda time_: run_steps(plan, time_, "contrastive"),
     }
     started = time.monotonic()
     for name, part in parts.items():

@@ -4,6 +4,7 @@ A provider's outputs and gradients are held against float64 before anything is t
 or out of memory gets a reason instead of a time.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -116,7 +117,12 @@ def bench_kernels(settings: KernelSettings, roofs: Roofs | None = None) -> Itera
         if settings.part_seconds is not None and time.perf_counter() - started > settings.part_seconds:
             yield place.row("all", reason=CUT)
         else:
-            yield from _bench_case(place, providers)
+            try:
+                yield from _bench_case(place, providers)
+            except RunError:
+                raise
+            except Exception as error:
+                yield place.row("all", reason=_failure(error, place))
 
 
 def planned(settings: KernelSettings) -> list[tuple[Spec, Case, str]]:
@@ -195,14 +201,15 @@ def _check(place: _Place, contestants: dict[str, Callable[..., Any]], inputs: In
     The truth of a large case may not fit the device: then the small cases have to do.
     """
     dtype = DTYPES[place.dtype]
-    try:
-        cases, truths = [(place.case, inputs)], [Truth.of(place.spec, inputs, dtype)]
-    except torch.OutOfMemoryError:
-        small = [case for case in place.spec.cases if not case.paper]
-        cases = [(case, case.inputs(place.device, dtype)) for case in small]
-        truths = [Truth.of(place.spec, made, dtype) for _, made in cases]
+    truths: list[tuple[str, Inputs, Truth]] = []
+    with contextlib.suppress(torch.OutOfMemoryError):
+        truths.append((place.case.name, inputs, Truth.of(place.spec, inputs, dtype)))
+    if not truths:
+        for case in (case for case in place.spec.cases if not case.paper):
+            made = case.inputs(place.device, dtype)
+            truths.append((case.name, made, Truth.of(place.spec, made, dtype)))
     wrong: dict[str, str] = {}
-    for (case, made), truth in zip(cases, truths, strict=True):
+    for case, made, truth in truths:
         for name, function in contestants.items():
             try:
                 too_large = [deviation for deviation in truth.deviations(function, made) if not deviation.ok]
@@ -212,9 +219,9 @@ def _check(place: _Place, contestants: dict[str, Callable[..., Any]], inputs: In
             if too_large:
                 worst = too_large[0]
                 wrong[name] = (
-                    f"wrong on {case.name}: error of {worst.tensor} is {worst.error:.3g}, allowed {worst.limit:.3g}"
+                    f"wrong on {case}: error of {worst.tensor} is {worst.error:.3g}, allowed {worst.limit:.3g}"
                 )
-    return ", ".join(case.name for case, _ in cases), wrong
+    return ", ".join(case for case, _, _ in truths), wrong
 
 
 def _measure(place: _Place, running: dict[str, Task]) -> dict[str, Timing | Exception]:

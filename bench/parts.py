@@ -59,14 +59,14 @@ class Plan:
         return cls(str(device), quick, kernels, steps)
 
 
-def roofs_part(plan: Plan, seconds: float) -> Outcome:
+def run_roofs(plan: Plan, seconds: float) -> Outcome:
     """Measure the roofs."""
     asked = {"device": plan.device, "seconds": 0.3 if plan.device.startswith("cuda") else 0.02}
     done = run_module("cacophony.bench.roofline", stdin=json.dumps(asked), seconds=seconds)
     return _outcome(done, next(iter(done.rows), None))
 
 
-def tests_part(plan: Plan, seconds: float) -> Outcome:
+def run_tests(plan: Plan, seconds: float) -> Outcome:
     """Run the tests of the ops on the GPU; the quick bench those of every SPEC alone."""
     if not plan.device.startswith("cuda"):
         return Outcome("skipped", "no GPU: the test suite itself runs the kernels in Triton's interpreter")
@@ -81,7 +81,7 @@ def tests_part(plan: Plan, seconds: float) -> Outcome:
     return replace(outcome, reason=summary) if outcome.status == "failed" else outcome
 
 
-def kernels_part(plan: Plan, seconds: float, roofs: Any) -> Outcome:
+def run_kernels(plan: Plan, seconds: float, roofs: Any) -> Outcome:
     """Time every op; a case that takes the process with it is named, and another process goes on after it."""
     return time_kernels(plan.kernels, roofs, seconds)
 
@@ -121,7 +121,7 @@ def time_kernels(
     return Outcome("cut", "its time was over", rows) if cut else Outcome("ok", None, rows)
 
 
-def steps_part(plan: Plan, seconds: float, stage: Stage) -> Outcome:
+def run_steps(plan: Plan, seconds: float, stage: Stage) -> Outcome:
     """Time a stage's step on every variant."""
     settings = replace(plan.steps, stages=[stage], stage_seconds=_OWN_SHARE * seconds)
     done = run_module("cacophony.bench.steps", stdin=json.dumps(asdict(settings)), seconds=seconds)
