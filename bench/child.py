@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,17 @@ class Finished:
 
 
 def run_module(
-    module: str, arguments: Sequence[str] = (), *, stdin: str = "", seconds: float | None = None, root: Path = ROOT
+    module: str,
+    arguments: Sequence[str] = (),
+    *,
+    stdin: str = "",
+    seconds: float | None = None,
+    root: Path = ROOT,
+    environment: Mapping[str, str] | None = None,
 ) -> Finished:
     """Run ``python -m module arguments`` with the checkout at ``root`` as the package, for at most ``seconds``.
 
+    ``environment`` is added to this process's.
     The child and all its own children are killed when the time is over; what it wrote until then is returned.
     """
     command = [sys.executable, str(root / "bench" / "from_checkout.py"), module, *arguments]
@@ -51,7 +58,13 @@ def run_module(
         given.write(stdin)
         given.seek(0)
         child = subprocess.Popen(
-            command, stdin=given, stdout=written, stderr=complaints, cwd=root, start_new_session=True
+            command,
+            stdin=given,
+            stdout=written,
+            stderr=complaints,
+            cwd=root,
+            env=os.environ | dict(environment or {}),
+            start_new_session=True,
         )
         try:
             returncode = child.wait(seconds)

@@ -155,6 +155,18 @@ class Stopwatch:
             torch.cuda.set_sync_debug_mode(before)
         return False
 
+    def launches(self, task: Task) -> int | None:
+        """Return how many kernels, copies and fills a call puts on the device; None where no profiler counts them."""
+        if self.device.type != "cuda":
+            return None
+        prepared = task.prepare()
+        self._synchronise()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            task.run(prepared)
+            self._synchronise()
+        on_device = [event for event in profile.events() or () if event.device_type.name == "CUDA"]
+        return len(on_device) or None
+
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

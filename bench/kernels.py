@@ -18,6 +18,7 @@ from ..errors import InputError, RunError
 from ..kernels.accuracy import Truth
 from ..kernels.spec import Case, Inputs, Spec, Work
 from ..kernels.specs import SPECS
+from ..kernels.triton_runtime import INTERPRETING
 from .harness import Pass, Stopwatch, Task, Timing, measure, tasks
 from .providers import check_names, default_providers, implementation, provider_names, why
 from .roofline import Roofs
@@ -56,6 +57,8 @@ class KernelSettings:
             raise InputError(f"--rounds is {self.rounds}; expected at least 1")
         if not self.seconds > 0:
             raise InputError(f"--seconds is {self.seconds}; expected more than 0")
+        if INTERPRETING and torch.device(self.device).type == "cuda":
+            raise InputError("TRITON_INTERPRET=1 is set, and the interpreter's times mean nothing; unset it")
         if not planned(self):
             raise InputError(f"no case of {', '.join(self.ops)} is called {', '.join(self.cases)}")
 
@@ -83,6 +86,8 @@ class Row:
     """Case on which the result was held against float64."""
     waits_for_device: bool | None = None
     """Whether a forward pass makes the host wait for the device."""
+    launches: dict[Pass, int | None] = field(default_factory=dict)
+    """Kernels, copies and fills of each pass; None where they cannot be counted."""
     passes: dict[Pass, PassFigures] = field(default_factory=dict)
 
 
@@ -171,12 +176,16 @@ def _bench_case(place: _Place, providers: Sequence[str]) -> Iterator[Row]:
     checked_on, wrong = _check(place, contestants, inputs)
     reasons |= wrong
     per_pass: dict[Pass, dict[str, Task]] = {}
-    waits: dict[str, bool | None] = {}
+    observed: dict[str, dict[str, Any]] = {}
     for name in [name for name in contestants if name not in reasons]:
         try:
-            for pass_, task in tasks(contestants[name], inputs).items():
+            own = tasks(contestants[name], inputs)
+            observed[name] = {
+                "waits_for_device": place.stopwatch.waits_for_device(own["forward"]),
+                "launches": {pass_: place.stopwatch.launches(task) for pass_, task in own.items()},
+            }
+            for pass_, task in own.items():
                 per_pass.setdefault(pass_, {})[name] = task
-            waits[name] = place.stopwatch.waits_for_device(per_pass["forward"][name])
         except Exception as error:
             reasons[name] = _failure(error, place)
     work = pass_work(place.spec, inputs)
@@ -192,7 +201,7 @@ def _bench_case(place: _Place, providers: Sequence[str]) -> Iterator[Row]:
         if name in reasons:
             yield place.row(name, reason=reasons[name])
         elif name in figures:
-            yield place.row(name, checked_on=checked_on, waits_for_device=waits[name], passes=figures[name])
+            yield place.row(name, checked_on=checked_on, passes=figures[name], **observed[name])
 
 
 def _check(place: _Place, contestants: dict[str, Callable[..., Any]], inputs: Inputs) -> tuple[str, dict[str, str]]:

@@ -74,7 +74,10 @@ def run_tests(plan: Plan, seconds: float) -> Outcome:
     if not tests.is_dir():
         return Outcome("skipped", "this installation has no tests; run the bench from a checkout")
     chosen = tests / "test_specs.py" if plan.quick else tests
-    done = run_module("pytest", ["-q", "-rfE", "--tb=line", "-p", "no:cacheprovider", str(chosen)], seconds=seconds)
+    options = ["-q", "-rfE", "--tb=line", "-p", "no:cacheprovider", str(chosen)]
+    # Warnings are errors, and those of other packages' plugins would be too.
+    alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = run_module("pytest", options, seconds=seconds, environment=alone)
     broken = [line for line in done.lines if line.startswith(("FAILED", "ERROR"))]
     summary = done.lines[-1] if done.lines else done.complaint
     outcome = _outcome(done, {"summary": summary, "broken": broken})

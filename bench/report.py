@@ -39,7 +39,7 @@ def markdown(figures: Mapping[str, Any]) -> str:
         ),
     ]
     if figures["tests"]:
-        lines += ["", f"Tests: {figures['tests']['summary']}"]
+        lines += ["", f"Tests: {figures['tests']['summary']}", *(f"- {line}" for line in figures["tests"]["broken"])]
     if figures["roofs"]:
         lines += ["", f"Roofs: {roof_line(figures['roofs'])}."]
     if figures["kernels"]:

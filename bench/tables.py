@@ -18,6 +18,7 @@ KERNEL_COLUMNS = (
     "of roof",
     "× reference",
     "extra MB",
+    "launches",
 )
 STEP_COLUMNS = ("stage", "provider", "layout", "step s", "p20-p80", "clips/s", "tokens/s", "TFLOP/s", "MFU", "peak GB")
 
@@ -53,6 +54,7 @@ def kernel_table(rows: Sequence[Mapping[str, Any]]) -> str:
                     "" if figures["roof_share"] is None else f"{figures['roof_share']:.0%}",
                     "" if before is None else f"{before / timing['ms_p50']:.2f}",
                     "" if timing["extra_bytes"] is None else f"{timing['extra_bytes'] / 1e6:.1f}",
+                    "" if row["launches"].get(name) is None else str(row["launches"][name]),
                 )
             )
     return table(KERNEL_COLUMNS, lines)

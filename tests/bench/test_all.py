@@ -49,6 +49,7 @@ KERNEL = {
     "reason": None,
     "checked_on": "odd",
     "waits_for_device": False,
+    "launches": {"forward": 1, "backward": 2, "both": 3},
     "passes": {"forward": PASS, "backward": PASS, "both": PASS},
 }
 ROOFS = {"copy_gb_per_s": 100.0, "matmul_tflop_per_s": {"float32": 1.0}}

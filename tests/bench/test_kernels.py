@@ -9,6 +9,7 @@ import pytest
 import torch
 from cacophony.__main__ import main
 from cacophony.bench import providers
+from cacophony.bench.harness import Pass
 from cacophony.bench.kernels import CUT, KernelSettings, Row, bench_kernels, planned
 from cacophony.bench.roofline import Roofs
 from cacophony.kernels.accuracy import Truth
@@ -140,7 +141,8 @@ def test_rates_are_of_compulsory_work_and_the_share_is_of_the_roof() -> None:
     settings = KernelSettings(**{**vars(ODD), "providers": ["reference"]})
     (row,) = bench_kernels(settings, roofs)
     nbytes = 3 * 5 * 96 * 4
-    for name, moved in (("forward", 2 * nbytes), ("backward", 3 * nbytes), ("both", 5 * nbytes)):
+    moved_by_pass: dict[Pass, int] = {"forward": 2 * nbytes, "backward": 3 * nbytes, "both": 5 * nbytes}
+    for name, moved in moved_by_pass.items():
         figures = row.passes[name]
         assert figures.gb_per_s == pytest.approx(moved / figures.timing.ms_p50 / 1e6)
         assert figures.roof_share == pytest.approx(figures.gb_per_s / 100.0)
