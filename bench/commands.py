@@ -1,4 +1,4 @@
-"""The commands about evidence: bench steps, bench kernels, bench all, bench report."""
+"""The commands about evidence: bench kernels, steps, all, report, compile."""
 
 import sys
 from dataclasses import asdict, replace
@@ -12,10 +12,11 @@ from ..engine.config import Precision
 from ..engine.config_io import read_json
 from ..engine.distributed import choose_device
 from ..engine.json_file import check_writable, write_json
-from ..errors import InputError
+from ..errors import InputError, RunError
 from ..kernels.layout import LayoutName
 from .against import compare_with, comparison_table
 from .all import bench_all
+from .compile_gate import ARCHITECTURES, INFORMATIVE_ARCHITECTURE, compile_kernels, markdown_table, problems
 from .kernels import KernelSettings, bench_kernels
 from .machine import machine
 from .report import write_report
@@ -145,6 +146,30 @@ def report_command(json_file: tyro.conf.Positional[Path], /) -> int:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{json_file}: was not written by `cacophony bench all` ({error!r})") from None
     print(f"{page}\n{picture}")
+    return 0
+
+
+def compile_command(
+    *,
+    arch: tuple[int, ...] = (*ARCHITECTURES, INFORMATIVE_ARCHITECTURE),
+    out: Path | None = None,
+) -> int:
+    """Compile every Triton kernel at the paper's shapes; needs no GPU. Fails on a spill or unused tensor cores.
+
+    Args:
+        arch: GPU architectures as numbers, 90 is sm_90; on 100 nothing fails.
+        out: File to write the table to.
+    """
+    if out is not None:
+        check_writable(out)
+    kernels = compile_kernels(arch)
+    table = markdown_table(kernels)
+    print(table)
+    if out is not None:
+        out.write_text(table)
+    found = problems(kernels)
+    if found:
+        raise RunError("; ".join(found))
     return 0
 
 
