@@ -10,8 +10,10 @@ from torch import nn
 
 from ..data.noise import noise_batch
 from ..engine.config import ContrastiveRunConfig, MaeRunConfig, Precision, Stage, UpdateConfig
+from ..engine.contrastive_captioning import ContrastiveCaptioning
 from ..engine.distributed import World
-from ..engine.objectives import ContrastiveCaptioning, MaskedReconstruction, Objective
+from ..engine.masked_reconstruction import MaskedReconstruction
+from ..engine.objective import Objective
 from ..engine.update import Updater
 from ..errors import InputError
 from ..kernels.backend import Backend, choices, use_backend

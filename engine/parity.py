@@ -27,8 +27,10 @@ from .config import (
     Precision,
     UpdateConfig,
 )
+from .contrastive_captioning import ContrastiveCaptioning
 from .distributed import World
-from .objectives import ContrastiveCaptioning, MaskedReconstruction, Objective
+from .masked_reconstruction import MaskedReconstruction
+from .objective import Objective
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MODEL_BUDGET = ErrorBudget(factor=2.0, floor_ulps=2.0)

@@ -28,9 +28,11 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .config import ContrastiveRunConfig, MaeRunConfig, Stage
+from .contrastive_captioning import ContrastiveCaptioning
 from .distributed import World, join_world
 from .initialisation import initialise, tokenizer_spec, write_report
-from .objectives import ContrastiveCaptioning, MaskedReconstruction, Objective
+from .masked_reconstruction import MaskedReconstruction
+from .objective import Objective
 from .run_directory import (
     RunRecord,
     check_new,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..models.tensor_shapes import check_tensors
 from .config import UpdateConfig
-from .objectives import Report
+from .objective import Report
 
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 

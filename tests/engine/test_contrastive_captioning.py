@@ -9,8 +9,9 @@ import pytest
 import torch
 from cacophony.data.batch import AudioTextBatch, collate
 from cacophony.engine.config import ContrastiveObjectiveConfig, ContrastiveRunConfig
+from cacophony.engine.contrastive_captioning import ContrastiveCaptioning
 from cacophony.engine.distributed import World
-from cacophony.engine.objectives import ContrastiveCaptioning, Report
+from cacophony.engine.objective import Report
 from cacophony.errors import InputError
 from cacophony.kernels.dropout import DropoutKey
 from cacophony.kernels.layout import Packed, pad, padded_layout

@@ -10,7 +10,8 @@ import torch
 from cacophony.data.batch import AudioTextBatch, collate
 from cacophony.engine.config import MaeObjectiveConfig, MaeRunConfig
 from cacophony.engine.distributed import World
-from cacophony.engine.objectives import MaskedReconstruction, Report
+from cacophony.engine.masked_reconstruction import MaskedReconstruction
+from cacophony.engine.objective import Report
 from cacophony.kernels import backend
 from cacophony.kernels.log_mel import log_mel
 from cacophony.kernels.patch_mask import keep_fraction, patch_mask

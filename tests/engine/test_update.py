@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from cacophony.engine.config import UpdateConfig
-from cacophony.engine.objectives import Report
+from cacophony.engine.objective import Report
 from cacophony.engine.update import Updater, gradient_norm, learning_rate
 from cacophony.errors import InputError
 from hypothesis import given

@@ -1,158 +1,21 @@
-"""What a stage minimises: each objective turns a batch into the gradient of the *global* batch and a report.
+"""Stage 2's objective: InfoNCE over all pairs of the global batch + λ · captioning (paper, section III-B, eqs. 1 to 3)."""
 
-``prepare`` computes the inputs of a step once (log-mel, patch subsets, targets); ``backward`` leaves the gradient in
-the parameters and can be called again on the same inputs, as SAM does. The trainer knows no stage.
-"""
-
-import contextlib
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..data.batch import AudioTextBatch
-from ..errors import InputError
 from ..kernels.caption_loss import caption_loss
 from ..kernels.dropout import DropoutKey
 from ..kernels.info_nce import info_nce
-from ..kernels.layout import Layout, LayoutName, Packed, Patches, pad, padded_layout
-from ..kernels.log_mel import Spectrogram, log_mel
-from ..kernels.mae_decoder_input import interleave
-from ..kernels.patch_mask import MaskedPatches, keep_at_most, keep_fraction, patch_mask
-from ..kernels.patch_mse import patch_mse
-from ..models.audio_mae import AudioMAE
+from ..kernels.layout import Layout, Packed, Patches, pad, padded_layout
+from ..kernels.patch_mask import keep_at_most
 from ..models.audio_text import AudioText
 from ..models.generate import PAD
-from .config import ContrastiveObjectiveConfig, MaeObjectiveConfig, Precision, RunConfig
+from .config import ContrastiveObjectiveConfig, RunConfig
 from .distributed import World
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one gradient cost and gave: losses are 0-d tensors of the global batch, the counts are this rank's."""
-
-    losses: dict[str, Tensor]
-    valid_tokens: int
-    model_flops: int
-
-
-class Objective(Protocol):
-    """A stage's loss."""
-
-    def prepare(self, batch: AudioTextBatch, step: int) -> Any:
-        """Compute what every gradient of this step shares."""
-        ...
-
-    def backward(self, model: nn.Module, inputs: Any) -> Report:
-        """Add the global batch's gradient to the parameters' ``grad``."""
-        ...
-
-
-@dataclass(frozen=True)
-class _Setting:
-    """How an objective computes, whatever it minimises."""
-
-    world: World
-    seed: int
-    micro_batch_size: int
-    precision: Precision
-    layout: LayoutName
-
-    @classmethod
-    def of(cls, config: RunConfig, world: World) -> "_Setting":
-        return cls(world, config.seed, config.micro_batch_size, config.precision, config.layout)
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
-
-    def micro_batches(self, batch: AudioTextBatch) -> list[AudioTextBatch]:
-        size = self.micro_batch_size
-        return [batch.select(i, min(i + size, batch.num_clips)) for i in range(0, batch.num_clips, size)]
-
-    def mask(self, spectrogram: Spectrogram, keep_counts: Tensor, batch: AudioTextBatch, step: int) -> MaskedPatches:
-        return patch_mask(
-            spectrogram.frames,
-            spectrogram.frame_offsets,
-            keep_counts,
-            batch.sample_index,
-            seed=self.seed,
-            step=step,
-            layout=self.layout,
-        )
-
-
-def _spectrogram(batch: AudioTextBatch) -> Spectrogram:
-    spectrogram = log_mel(batch.wave, batch.wave_offsets)
-    if bool((spectrogram.patch_counts == 0).any()):
-        raise InputError("a clip is too short for one patch (2401 samples at 16 kHz); pack again, which leaves it out")
-    return spectrogram
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.element_size() < 4 else x
-
-
-def _backward(tensors: list[Tensor], gradients: list[Tensor | None]) -> None:
-    torch.autograd.backward(tensors, gradients)
-
-
-class MaskedReconstruction:
-    """Stage 1: restore the masked patches of a log-mel (per-patch-normalised mean squared error)."""
-
-    def __init__(self, config: MaeObjectiveConfig, run: RunConfig, world: World) -> None:
-        self.config = config
-        self.setting = _Setting.of(run, world)
-
-    def prepare(self, batch: AudioTextBatch, step: int) -> list[MaskedPatches]:
-        """Compute log-mel and the visible and masked patches of every micro-batch."""
-        setting, masked = self.setting, []
-        for micro in setting.micro_batches(batch):
-            spectrogram = _spectrogram(micro)
-            keep = keep_fraction(spectrogram.patch_counts, 1.0 - self.config.mask_ratio)
-            masked.append(setting.mask(spectrogram, keep, micro, step))
-        return masked
-
-    def backward(self, model: nn.Module, inputs: list[MaskedPatches]) -> Report:
-        """Add the gradient of the loss averaged over all scored patches of the global batch."""
-        assert isinstance(model, AudioMAE)
-        world = self.setting.world
-        total = torch.zeros((), device=world.device)
-        for masked in inputs:
-            total += self._selected(masked).sum()
-        denominator = world.sum_(total)
-        losses: list[Tensor] = []
-        valid_tokens = flops = 0
-        for masked in inputs:
-            with self.setting.autocast():
-                stash = self.config.stash if self.config.explicit_blocks else None
-                prediction, _ = model(masked.kept, masked.restore.positions, stash)
-                target = self._join(masked, masked.kept.values, masked.restore.values)
-                micro_loss = patch_mse(
-                    prediction,
-                    target,
-                    self._selected(masked),
-                    denominator,
-                    unbiased=self.config.unbiased_variance,
-                )
-            _backward([micro_loss], [None])
-            losses.append(micro_loss.detach())
-            visible, restore = masked.kept.layout.lengths.cpu(), masked.restore.layout.lengths.cpu()
-            valid_tokens += int((2 * visible + restore).sum())
-            flops += 3 * model.flops(visible, restore)
-        world.sum_gradients_(model)
-        return Report({"loss": world.sum_(torch.stack(losses).sum())}, valid_tokens, flops)
-
-    def _join(self, masked: MaskedPatches, visible: Tensor, restore: Tensor) -> Tensor:
-        return interleave(visible, restore, masked.kept.layout, masked.restore.layout)
-
-    def _selected(self, masked: MaskedPatches) -> Tensor:
-        visible, restore = masked.kept.layout.valid, masked.restore.layout.valid
-        if self.config.loss_patches == "masked":
-            visible = torch.zeros_like(visible)
-        return self._join(masked, visible, restore)
+from .objective import Report, Setting, at_least_float32, spectrogram_of
 
 
 @dataclass(frozen=True)
@@ -167,7 +30,7 @@ class _Captions:
 
 
 @dataclass(frozen=True)
-class _PairInputs:
+class PairInputs:
     """A micro-batch of stage 2 as the model sees it; ``audio_lengths`` (patches) and ``text.lengths`` on the host."""
 
     audio: Patches
@@ -181,10 +44,10 @@ class ContrastiveCaptioning:
 
     def __init__(self, config: ContrastiveObjectiveConfig, run: RunConfig, world: World, dropout: float) -> None:
         self.config = config
-        self.setting = _Setting.of(run, world)
+        self.setting = Setting.of(run, world)
         self.dropout = dropout
 
-    def prepare(self, batch: AudioTextBatch, step: int) -> list[_PairInputs]:
+    def prepare(self, batch: AudioTextBatch, step: int) -> list[PairInputs]:
         """Compute patches (a random subset of long clips) and caption targets of every micro-batch."""
         setting = self.setting
         predicted = (batch.token_lengths - 1).clamp_min(0)
@@ -192,12 +55,12 @@ class ContrastiveCaptioning:
         global_clips, global_targets = setting.world.sum_(totals).tolist()
         inputs = []
         for micro in setting.micro_batches(batch):
-            spectrogram = _spectrogram(micro)
+            spectrogram = spectrogram_of(micro)
             keep = keep_at_most(spectrogram.patch_counts, self.config.max_patches)
             masked = setting.mask(spectrogram, keep, micro, step)
             key = DropoutKey(self.dropout, setting.seed, step, micro.sample_index)
             captions = self._captions(micro, global_clips, global_targets)
-            inputs.append(_PairInputs(masked.kept, keep, captions, key))
+            inputs.append(PairInputs(masked.kept, keep, captions, key))
         return inputs
 
     def _captions(self, micro: AudioTextBatch, global_clips: int, global_targets: int) -> _Captions:
@@ -218,7 +81,7 @@ class ContrastiveCaptioning:
             return _Captions(token_ids, padded, lengths, pad(targets, layout), pad(token_weights, layout))
         return _Captions(token_ids, layout, lengths, targets, token_weights)
 
-    def backward(self, model: nn.Module, inputs: list[_PairInputs]) -> Report:
+    def backward(self, model: nn.Module, inputs: list[PairInputs]) -> Report:
         """Add the global batch's gradient, in three passes over the micro-batches.
 
         1. embed every micro-batch (with a graph where the stash keeps it); 2. InfoNCE over all ranks' embeddings gives
@@ -229,8 +92,8 @@ class ContrastiveCaptioning:
         kept = [self._embed(model, micro) if keep else None for micro in inputs]
         with torch.no_grad():
             embedded = [encoded or self._embed(model, micro) for encoded, micro in zip(kept, inputs, strict=True)]
-            audio = _at_least_float32(torch.cat([encoded.audio_embedding for encoded in embedded]))
-            text = _at_least_float32(torch.cat([encoded.text_embedding for encoded in embedded]))
+            audio = at_least_float32(torch.cat([encoded.audio_embedding for encoded in embedded]))
+            text = at_least_float32(torch.cat([encoded.text_embedding for encoded in embedded]))
             del embedded
         contrastive, audio_gradient, text_gradient = self._contrastive_gradient(model, audio, text)
 
@@ -242,7 +105,7 @@ class ContrastiveCaptioning:
             rows = slice(start, start + len(encoded.audio_embedding))
             start = rows.stop
             micro_caption = self._caption(model, micro, encoded)
-            _backward(
+            torch.autograd.backward(
                 [encoded.audio_embedding, encoded.text_embedding, micro_caption * self.config.caption_weight],
                 [
                     audio_gradient[rows].to(encoded.audio_embedding.dtype),
@@ -263,7 +126,7 @@ class ContrastiveCaptioning:
         flops = 3 * sum(model.flops(m.audio_lengths, m.text.lengths) for m in inputs)
         return Report(losses, valid_tokens, flops)
 
-    def _embed(self, model: AudioText, micro: _PairInputs) -> "_Encoded":
+    def _embed(self, model: AudioText, micro: PairInputs) -> "_Encoded":
         stash = (self.config.stash or 10) if self.config.explicit_blocks else None
         with self.setting.autocast():
             audio_hidden, audio_embedding = model.encode_audio(micro.audio, stash)
@@ -272,7 +135,7 @@ class ContrastiveCaptioning:
             )
         return _Encoded(audio_hidden, audio_embedding, text_hidden, text_embedding)
 
-    def _caption(self, model: AudioText, micro: _PairInputs, encoded: "_Encoded") -> Tensor:
+    def _caption(self, model: AudioText, micro: PairInputs, encoded: "_Encoded") -> Tensor:
         text = micro.text
         with self.setting.autocast():
             hidden = model.decode_caption(

@@ -1,0 +1,89 @@
+"""What a stage minimises: an objective turns a batch into the gradient of the *global* batch and a report.
+
+``prepare`` computes the inputs of a step once (log-mel, patch subsets, targets); ``backward`` leaves the gradient in
+the parameters and can be called again on the same inputs, as SAM does. The trainer knows no stage.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batch import AudioTextBatch
+from ..errors import InputError
+from ..kernels.layout import LayoutName
+from ..kernels.log_mel import Spectrogram, log_mel
+from ..kernels.patch_mask import MaskedPatches, patch_mask
+from .config import Precision, RunConfig
+from .distributed import World
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one gradient cost and gave: losses are 0-d tensors of the global batch, the counts are this rank's."""
+
+    losses: dict[str, Tensor]
+    valid_tokens: int
+    model_flops: int
+
+
+class Objective(Protocol):
+    """A stage's loss."""
+
+    def prepare(self, batch: AudioTextBatch, step: int) -> Any:
+        """Compute what every gradient of this step shares."""
+        ...
+
+    def backward(self, model: nn.Module, inputs: Any) -> Report:
+        """Add the global batch's gradient to the parameters' ``grad``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How an objective computes, whatever it minimises."""
+
+    world: World
+    seed: int
+    micro_batch_size: int
+    precision: Precision
+    layout: LayoutName
+
+    @classmethod
+    def of(cls, config: RunConfig, world: World) -> "Setting":
+        return cls(world, config.seed, config.micro_batch_size, config.precision, config.layout)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
+
+    def micro_batches(self, batch: AudioTextBatch) -> list[AudioTextBatch]:
+        size = self.micro_batch_size
+        return [batch.select(i, min(i + size, batch.num_clips)) for i in range(0, batch.num_clips, size)]
+
+    def mask(self, spectrogram: Spectrogram, keep_counts: Tensor, batch: AudioTextBatch, step: int) -> MaskedPatches:
+        return patch_mask(
+            spectrogram.frames,
+            spectrogram.frame_offsets,
+            keep_counts,
+            batch.sample_index,
+            seed=self.seed,
+            step=step,
+            layout=self.layout,
+        )
+
+
+def spectrogram_of(batch: AudioTextBatch) -> Spectrogram:
+    """Compute the log-mel of a batch; raises InputError where a clip has no whole patch."""
+    spectrogram = log_mel(batch.wave, batch.wave_offsets)
+    if bool((spectrogram.patch_counts == 0).any()):
+        raise InputError("a clip is too short for one patch (2401 samples at 16 kHz); pack again, which leaves it out")
+    return spectrogram
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return ``x``, a half-precision one as float32."""
+    return x.float() if x.element_size() < 4 else x
