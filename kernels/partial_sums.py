@@ -5,7 +5,7 @@ from torch import Tensor
 from .triton_runtime import cdiv, jit, launch, tl
 
 
-@jit
+@jit(do_not_specialize=["programs"])
 def sum_partials_kernel(partials, total, programs, N, BLOCK_PROGRAMS: tl.constexpr, BLOCK_N: tl.constexpr):
     """Add ``partials`` float32 ``[programs, N]`` in a fixed order: ``total`` ``[N]``."""
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
