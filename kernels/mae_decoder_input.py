@@ -120,7 +120,7 @@ def _mae_decoder_input_cuda(
     at, to = visible_positions.layout, restore_positions.layout
     out = MAEDecoderInputFunction.apply(
         visible.reshape(-1, width).contiguous(),
-        *(n.reshape(-1) for p in (visible_positions, restore_positions) for n in (p.time, p.freq)),
+        *(n.reshape(-1).contiguous() for p in (visible_positions, restore_positions) for n in (p.time, p.freq)),
         restore_token.contiguous(),
         freq_embedding.contiguous(),
         *(layout.cu_seqlens if isinstance(layout, Packed) else None for layout in (at, to)),
@@ -151,10 +151,12 @@ def _check(
     for name, positions in (("visible_positions", at), ("restore_positions", to)):
         layout = positions.layout
         shape = (layout.total,) if isinstance(layout, Packed) else layout.mask.shape
-        check_device(op, "visible", visible.device, **{f"{name}.time": positions.time, f"{name}.freq": positions.freq})
+        own = layout.cu_seqlens if isinstance(layout, Packed) else layout.mask
+        tensors = {"time": positions.time, "freq": positions.freq, "layout": own}
+        check_device(op, "visible", visible.device, **{f"{name}.{part}": tensor for part, tensor in tensors.items()})
         for axis, tensor in (("time", positions.time), ("freq", positions.freq)):
             check_shape(op, f"{name}.{axis}", tensor, shape)
-            check_dtype(op, f"{name}.{axis}", tensor, (torch.int64, torch.int32))
+            check_dtype(op, f"{name}.{axis}", tensor, (torch.int64,))
     check_shape(op, "visible", visible, (*at.time.shape, width))
     if type(at.layout) is not type(to.layout):
         raise ValueError(f"{op}: visible and restore must both be Padded or both Packed")

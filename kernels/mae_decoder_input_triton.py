@@ -48,7 +48,7 @@ def _write_rows(
     sine, cosine = device_sincos(frequency)
     kept_time = tl.full((), 1, tl.int64)
     for row in range(first, last):
-        time = tl.load(times + row).to(tl.int64)
+        time = tl.load(times + row)
         freq = tl.load(freqs + row)
         if time != kept_time:
             kept_time = time
@@ -68,10 +68,10 @@ def _write_rows(
 @jit(do_not_specialize=["visible_len", "restore_len"])
 def mae_decoder_input_fwd_kernel(
     visible,  # [visible rows, D]
-    visible_time,  # [visible rows]
-    visible_freq,  # [visible rows]
-    restore_time,  # [restore rows]
-    restore_freq,  # [restore rows]
+    visible_time,  # int64 [visible rows]
+    visible_freq,  # int64 [visible rows]
+    restore_time,  # int64 [restore rows]
+    restore_freq,  # int64 [restore rows]
     restore_token,  # [D]
     freq_embedding,  # [FREQS, D]
     frequencies,  # float32 [D / 2]: angle of a position is time * frequency
@@ -141,8 +141,8 @@ def _add_by_freq(sums, row, freq):
 @jit(do_not_specialize=["restore_programs", "clips", "visible_len", "restore_len"])
 def mae_decoder_input_bwd_kernel(
     d_out,  # [visible rows + restore rows, D]
-    visible_freq,  # [visible rows]
-    restore_freq,  # [restore rows]
+    visible_freq,  # int64 [visible rows]
+    restore_freq,  # int64 [restore rows]
     d_visible,  # [visible rows, D]
     partials,  # float32 [programs, FREQS + 1, D]: each program's share of the gradients of frequency table and token
     visible_cu_seqlens,  # int32 [clips + 1] or None: padded

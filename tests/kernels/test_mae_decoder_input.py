@@ -185,17 +185,6 @@ def test_a_freq_outside_the_table_makes_its_row_nan() -> None:
         assert int(out.isnan().sum()) == WIDTH
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_positions_may_be_int32(backend: Any) -> None:
-    arguments = inputs()
-    narrow = {
-        name: PatchPositions(arguments[name].time.int(), arguments[name].freq.int(), arguments[name].layout)
-        for name in ("visible_positions", "restore_positions")
-    }
-    with use_backend(backend):
-        assert torch.equal(mae_decoder_input(**arguments), mae_decoder_input(**{**arguments, **narrow}))
-
-
 @needs_triton
 def test_one_launch_forward_two_backward() -> None:
     at, to = (Packed.from_lengths([3, 5], "meta") for _ in range(2))
@@ -227,6 +216,14 @@ def zeros(layout: Packed | Padded) -> PatchPositions:
         (
             {"restore_positions": zeros(padded_layout(Packed.from_lengths(RESTORE, DEVICE)))},
             "visible and restore must both be Padded or both Packed",
+        ),
+        (
+            {
+                "restore_positions": replace(
+                    zeros(Packed.from_lengths([3], DEVICE)), layout=Packed.from_lengths([3], "meta")
+                )
+            },
+            "restore_positions.layout is on meta, expected .* as visible",
         ),
         ({"restore_positions": zeros(Packed.from_lengths([3], DEVICE))}, "1 clips to restore, expected 4 as visible"),
         (
