@@ -1,4 +1,4 @@
-"""Stage 2's objective: InfoNCE over all pairs of the global batch + λ · captioning (paper, section III-B, eqs. 1 to 3)."""
+"""Stage 2's objective: InfoNCE over all pairs of the global batch + λ · captioning (paper, section III-B)."""
 
 from dataclasses import dataclass
 

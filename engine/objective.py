@@ -53,18 +53,22 @@ class Setting:
 
     @classmethod
     def of(cls, config: RunConfig, world: World) -> "Setting":
+        """Take what a run's configuration says about it."""
         return cls(world, config.seed, config.micro_batch_size, config.precision, config.layout)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context of a forward pass."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
 
     def micro_batches(self, batch: AudioTextBatch) -> list[AudioTextBatch]:
+        """Cut a batch into forward passes of at most ``micro_batch_size`` clips."""
         size = self.micro_batch_size
         return [batch.select(i, min(i + size, batch.num_clips)) for i in range(0, batch.num_clips, size)]
 
     def mask(self, spectrogram: Spectrogram, keep_counts: Tensor, batch: AudioTextBatch, step: int) -> MaskedPatches:
+        """Keep a random subset of each clip's patches."""
         return patch_mask(
             spectrogram.frames,
             spectrogram.frame_offsets,

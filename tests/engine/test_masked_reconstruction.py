@@ -101,8 +101,10 @@ def test_the_gradient_is_the_full_batchs_whatever_the_micro_batch_and_layout(
 @pytest.mark.parametrize("ratio", [0.3, 0.8])
 def test_the_share_of_hidden_patches_is_the_mask_ratio(batch: AudioTextBatch, mae_config: MaeRunConfig, ratio: float):
     objective = MaskedReconstruction(MaeObjectiveConfig(mask_ratio=ratio), mae_config, WORLD)
-    for masked in objective.prepare(batch, STEP):
-        hidden, visible = masked.restore.layout.lengths, masked.kept.layout.lengths
+    for micro in objective.prepare(batch, STEP):
+        hidden, visible = micro.restore_lengths, micro.visible_lengths
+        assert torch.equal(hidden, micro.patches.restore.layout.lengths)
+        assert torch.equal(visible, micro.patches.kept.layout.lengths)
         total = hidden + visible
         assert bool(((hidden - ratio * total).abs() <= 1).all())
         assert bool((visible[total > 0] >= 1).all())
@@ -121,7 +123,7 @@ def test_a_second_gradient_of_the_same_step_is_the_same_bit_for_bit(
 def test_the_mask_changes_from_step_to_step_and_with_the_seed(batch: AudioTextBatch, mae_config: MaeRunConfig):
     def times(seed: int, step: int) -> list[int]:
         objective = MaskedReconstruction(MaeObjectiveConfig(), replace(mae_config, seed=seed), WORLD)
-        return [t for masked in objective.prepare(batch, step) for t in masked.kept.positions.time.tolist()]
+        return [t for micro in objective.prepare(batch, step) for t in micro.patches.kept.positions.time.tolist()]
 
     assert times(0, 1) == times(0, 1)
     assert times(0, 1) != times(0, 2)

@@ -14,8 +14,10 @@ from cacophony.engine.config import (
     MaeObjectiveConfig,
     MaeRunConfig,
 )
+from cacophony.engine.contrastive_captioning import ContrastiveCaptioning
 from cacophony.engine.distributed import World
-from cacophony.engine.objectives import ContrastiveCaptioning, MaskedReconstruction, Report
+from cacophony.engine.masked_reconstruction import MaskedInputs, MaskedReconstruction
+from cacophony.engine.objective import Report
 from cacophony.kernels.layout import LayoutName
 from cacophony.models.audio_mae import AudioMAE
 from cacophony.models.audio_text import AudioText
@@ -29,7 +31,11 @@ def mae_backward(model: AudioMAE, config: MaeObjectiveConfig, layout: LayoutName
     """Add stage 1's gradient to the parameters."""
     stage = MaskedReconstruction(config, MaeRunConfig(model=model.config, layout=layout), World(0, 1, device))
     micro_batches = [slice(None)] if layout == "padded" else [slice(0, 1), slice(1, 4)]
-    return stage.backward(model, [masked_patches(layout, device, clips) for clips in micro_batches])
+    inputs = []
+    for clips in micro_batches:
+        masked = masked_patches(layout, device, clips)
+        inputs.append(MaskedInputs(masked, masked.kept.layout.lengths.cpu(), masked.restore.layout.lengths.cpu()))
+    return stage.backward(model, inputs)
 
 
 def contrastive_backward(

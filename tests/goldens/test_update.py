@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cacophony.engine.config import UpdateConfig
-from cacophony.engine.objectives import Report
+from cacophony.engine.objective import Report
 from cacophony.engine.update import Outcome, Updater, gradient_norm
 from cacophony.kernels.layout import LayoutName
 
