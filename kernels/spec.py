@@ -3,11 +3,12 @@
 Tests, benches, the compile gate and ``cacophony parity`` iterate over the specs; an op's file ends with its ``SPEC``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 Inputs = Mapping[str, Any]
 """Keyword arguments of an op's public function: tensors, layouts, numbers."""
@@ -19,6 +20,13 @@ class MakeInputs(Protocol):
     def __call__(self, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Inputs:
         """Draw on the host from ``generator``, so that every device sees the same numbers."""
         ...
+
+
+def draw_normal(shape: Sequence[int], generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Draw a leaf that asks for its gradient from N(0, 1); on ``meta`` nothing is drawn, however large it is."""
+    if device.type == "meta":
+        return torch.empty(shape, device=device, dtype=dtype, requires_grad=True)
+    return torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
 
 
 @dataclass(frozen=True)
