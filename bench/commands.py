@@ -10,7 +10,7 @@ from ..engine.commands import check_writable
 from ..engine.distributed import choose_device
 from ..errors import InputError, RunError
 from ..json_file import write_json
-from .compile_gate import ARCHITECTURES, INFORMATIVE_ARCHITECTURE, compile_kernels, markdown_table
+from .compile_gate import ARCHITECTURES, INFORMATIVE_ARCHITECTURE, compile_kernels, markdown_table, problems
 from .steps import bench_steps, format_table, report
 
 
@@ -66,7 +66,7 @@ def compile_command(
     print(table)
     if out is not None:
         out.write_text(table)
-    problems = [problem for kernel in kernels if kernel.architecture in ARCHITECTURES for problem in kernel.problems]
-    if problems:
-        raise RunError("; ".join(problems))
+    found = problems(kernels)
+    if found:
+        raise RunError("; ".join(found))
     return 0

@@ -67,10 +67,12 @@ class CompiledKernel:
     spilled_bytes: int
     multiplies_matrices: bool
     tensor_core_instruction: str
+    declared: bool
+    """Whether the SPEC says ``tensor_cores``."""
 
     @property
     def problems(self) -> list[str]:
-        """What the gate fails on."""
+        """What the gate fails on in this kernel."""
         name = f"{self.op} ({self.case}): {self.kernel} on sm_{self.architecture}"
         found = []
         if self.spilled_bytes:
@@ -80,7 +82,18 @@ class CompiledKernel:
             found.append(f"{name} takes {self.shared_bytes} bytes of shared memory, there are {limit}")
         if self.multiplies_matrices and not self.tensor_core_instruction:
             found.append(f"{name} multiplies matrices without the tensor cores")
+        if self.multiplies_matrices and not self.declared:
+            found.append(f"{name} multiplies matrices, and its SPEC does not say tensor_cores=True")
         return found
+
+
+def problems(kernels: Sequence[CompiledKernel]) -> list[str]:
+    """Return what the gate fails on: no problem of an architecture that is information counts."""
+    counted = [kernel for kernel in kernels if kernel.architecture in ARCHITECTURES]
+    found = [problem for kernel in counted for problem in kernel.problems]
+    multiplying = {kernel.op for kernel in kernels if kernel.multiplies_matrices}
+    idle = sorted({kernel.op for kernel in kernels if kernel.declared} - multiplying)
+    return found + [f"{op}: its SPEC says tensor_cores=True, and no kernel of it multiplies matrices" for op in idle]
 
 
 def compile_kernels(architectures: Sequence[int]) -> list[CompiledKernel]:
@@ -106,7 +119,7 @@ def paper_launches() -> list[PaperLaunch]:
     distinct: dict[Any, PaperLaunch] = {}
     for spec, case in _fused_paper_cases():
         for launch in _launches(spec, case):
-            key = (launch.kernel.__name__, str(_specialisation(launch)), str(sorted(launch.options.items())))
+            key = (id(launch.kernel), str(_specialisation(launch)), str(sorted(launch.options.items())))
             distinct.setdefault(key, PaperLaunch(spec, case, launch))
     return list(distinct.values())
 
@@ -137,6 +150,7 @@ def compile_launch(paper: PaperLaunch, architecture: int) -> CompiledKernel:
         spilled_bytes=spilled,
         multiplies_matrices="tt.dot" in compiled.asm["ttir"],
         tensor_core_instruction=found[0] if found else "",
+        declared=paper.spec.tensor_cores,
     )
 
 

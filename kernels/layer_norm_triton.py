@@ -13,7 +13,7 @@ MAX_WIDTH = 8192
 """Widest row: it has to fit into one program's registers."""
 
 
-@jit(do_not_specialize=["threshold", "slots", "site_key"])
+@jit(do_not_specialize=["rows", "threshold", "slots", "site_key"])
 def layer_norm_fwd_kernel(
     x,  # [rows, D]
     residual,  # [rows, D] or None
@@ -64,7 +64,7 @@ def layer_norm_fwd_kernel(
     tl.store(rstd + row, row_rstd, in_row)
 
 
-@jit(do_not_specialize=["threshold", "slots", "site_key"])
+@jit(do_not_specialize=["rows", "threshold", "slots", "site_key"])
 def layer_norm_bwd_kernel(
     d_normed,  # [rows, D]
     d_new_residual,  # [rows, D] or None
@@ -127,7 +127,7 @@ def layer_norm_bwd_kernel(
     tl.store(out + D, d_bias, in_column)
 
 
-@jit
+@jit(do_not_specialize=["programs"])
 def sum_partials_kernel(partials, total, programs, N, BLOCK_PROGRAMS: tl.constexpr, BLOCK_N: tl.constexpr):
     """Add ``partials`` float32 ``[programs, N]`` in a fixed order: ``total`` ``[N]``."""
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)

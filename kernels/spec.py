@@ -31,7 +31,7 @@ def draw_normal(shape: Sequence[int], generator: torch.Generator, device: torch.
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs of one shape. ``paper`` cases have the paper's shapes, for benches; the others are small, for tests."""
+    """Inputs of one shape. ``paper`` cases have the paper's, for benches and the compile gate; others are small."""
 
     name: str
     make: MakeInputs = field(repr=False)

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed"
 COMMITTED = Path(compile_gate.__file__).with_name("compile_table.md")
 
 KERNELS = """
-import dataclasses, json, sys
+import dataclasses, json
 import torch
-from cacophony.bench.compile_gate import PaperLaunch, compile_launch
+from cacophony.bench.compile_gate import PaperLaunch, compile_launch, problems
 from cacophony.kernels.layer_norm import SPEC
 from cacophony.kernels.triton_runtime import jit, launch, record_launches, tl
 
@@ -49,9 +49,10 @@ with record_launches() as launches:
     launch(multiply, (1,), wide, wide, wide, PRECISION="ieee")
     launch(multiply, (1,), narrow, narrow, wide, PRECISION="tf32")
     launch(specialise, (1,), wide, None, 1, 32, 1, 2**40, 0.5, N=64)
-for recorded in launches:
-    compiled = compile_launch(PaperLaunch(SPEC, SPEC.cases[0], recorded), 90)
-    print(json.dumps([*compiled.problems, compiled.tensor_core_instruction]))
+matrix = dataclasses.replace(SPEC, name="matrix", tensor_cores=True)
+for spec, recorded in zip((SPEC, SPEC, matrix, matrix), launches, strict=True):
+    compiled = compile_launch(PaperLaunch(spec, spec.cases[0], recorded), 90)
+    print(json.dumps([*problems([compiled]), compiled.tensor_core_instruction]))
 """
 
 
@@ -86,8 +87,9 @@ def test_spills_and_idle_tensor_cores_are_problems(tmp_path: Path) -> None:
     spilling, scalar, matrix, specialised = map(json.loads, run(str(tmp_path / "kernels.py")).splitlines())
     assert "hoard on sm_90 spills" in spilling[0]
     assert any("multiply on sm_90 multiplies matrices without the tensor cores" in problem for problem in scalar)
+    assert any("SPEC does not say tensor_cores" in problem for problem in scalar)
     assert matrix in (["wgmma.mma_async"], ["mma.sync"])
-    assert specialised == [""]
+    assert specialised == ["matrix: its SPEC says tensor_cores=True, and no kernel of it multiplies matrices", ""]
 
 
 def test_wrong_architectures_and_the_interpreter_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
