@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .dropout import device_kept, kernel_arguments
 from .library import define
+from .partial_sums import sum_partials
 from .triton_runtime import cdiv, jit, launch, next_power_of_two, processors, tl
 
 MAX_WIDTH = 8192
@@ -127,19 +128,6 @@ def layer_norm_bwd_kernel(
     tl.store(out + D, d_bias, in_column)
 
 
-@jit(do_not_specialize=["programs"])
-def sum_partials_kernel(partials, total, programs, N, BLOCK_PROGRAMS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Add ``partials`` float32 ``[programs, N]`` in a fixed order: ``total`` ``[N]``."""
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    in_column = column < N
-    accumulated = tl.zeros((BLOCK_N,), tl.float32)
-    for first in range(0, programs, BLOCK_PROGRAMS):
-        program = first + tl.arange(0, BLOCK_PROGRAMS)
-        mask = (program < programs)[:, None] & in_column[None, :]
-        accumulated += tl.sum(tl.load(partials + program[:, None] * N + column[None, :], mask, other=0.0), 0)
-    tl.store(total + column, accumulated.to(total.dtype.element_ty), in_column)
-
-
 def _tiles(width: int, elements: int) -> dict[str, int]:
     """Rows and warps of a program that holds ``elements`` at a time, or one row where that is more."""
     block = next_power_of_two(width)
@@ -202,14 +190,7 @@ def layer_norm_bwd(
         **tiles,
         STAGES=stages,
     )
-    columns = 32
-    launch(
-        sum_partials_kernel,
-        (cdiv(2 * width, columns),),
-        *(partials, d_parameters, programs, 2 * width),
-        BLOCK_PROGRAMS=128,
-        BLOCK_N=columns,
-    )
+    sum_partials(partials, d_parameters)
     return d_residual, d_x, d_parameters
 
 
