@@ -32,7 +32,7 @@ class AttentionPoolFunction(torch.autograd.Function):
     ) -> Tensor:
         """Run forward and keep tokens, weights and what was pooled."""
         out, *kept = attention_pool_fwd_op(hidden, query, key_weight, value_weight, value_bias, heads, *rest)
-        mask, cu_seqlens, ctx.longest, _ = rest
+        mask, cu_seqlens, _, ctx.longest, _ = rest
         ctx.save_for_backward(hidden, query, key_weight, value_weight, *kept, mask, cu_seqlens, key_bias)
         return out
 
@@ -45,7 +45,7 @@ class AttentionPoolFunction(torch.autograd.Function):
             d_out.contiguous(), *saved, ctx.longest
         )
         d_key_bias = torch.zeros_like(key_bias)
-        return d_hidden, d_query, d_key_weight, d_key_bias, d_value_weight, d_value_bias, *[None] * 5
+        return d_hidden, d_query, d_key_weight, d_key_bias, d_value_weight, d_value_bias, *[None] * 6
 
 
 def attention_pool(
@@ -130,9 +130,9 @@ def _attention_pool_cuda(
     if query_bytes(width, heads, dtype) > MAX_QUERY_BYTES:
         raise ValueError(f"{op}: heads is {heads}, expected fewer: queries {width} wide in {dtype} exceed the chip")
     if isinstance(layout, Packed):
-        where = None, layout.cu_seqlens.contiguous(), layout.max_len
+        where = None, layout.cu_seqlens.contiguous(), layout.batch_size, layout.max_len
     else:
-        where = layout.mask.contiguous(), None, layout.mask.shape[1]
+        where = layout.mask.contiguous(), None, *layout.mask.shape
     parameters = (tensor.contiguous() for tensor in (query, key_weight, key_bias, value_weight, value_bias))
     return AttentionPoolFunction.apply(hidden.reshape(-1, width).contiguous(), *parameters, heads, *where, dtype)
 

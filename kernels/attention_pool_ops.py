@@ -24,32 +24,36 @@ def attention_pool_fwd(
     heads: int,
     mask: Tensor | None,
     cu_seqlens: Tensor | None,
+    sequences: int,
     longest: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Pool contiguous ``hidden`` ``[tokens, D]``, multiplying in ``dtype``: out ``[B, D]`` and what backward needs.
 
     That is u without 1 / √d ``[heads, D]``, pooled tokens float32 ``[heads, B, D]`` and statistics ``[2, heads, B]``.
-    ``longest`` is what no sequence exceeds, of padded ones their slots; either ``mask`` or ``cu_seqlens`` is given.
+    Either ``mask`` or ``cu_seqlens`` is given; ``longest`` is a bound of the lengths, of padded sequences their slots.
     """
-    out, _, pooled, statistics = _fwd_outputs(
-        hidden, query, key_weight, value_weight, value_bias, heads, mask, cu_seqlens, longest, dtype
+    out, absorbed, pooled, statistics = _fwd_outputs(
+        hidden, query, key_weight, value_weight, value_bias, heads, mask, cu_seqlens, sequences, longest, dtype
     )
-    sequences, width = out.shape
-    absorbed = torch.bmm(query.to(dtype).view(heads, 1, -1), _by_head(key_weight, heads, dtype)).view(heads, width)
-    # Two programs with two blocks of tokens on their way each share a processor, three with one where sequences are
-    # hardly longer than that.
+    width = hidden.shape[1]
+    head_dim = width // heads
+    queries = query.to(dtype).view(heads, 1, head_dim)
+    torch.bmm(queries, _by_head(key_weight, heads, dtype), out=absorbed.view(heads, 1, width))
+    # Two programs share a processor, each with two blocks of tokens on their way; of sequences hardly longer than a
+    # block three, with one each.
     stages = 3 if dtype.itemsize == 2 and longest > 128 else 2
     launch(
         attention_pool_fwd_kernel,
         (sequences,),
-        *(hidden, absorbed, mask, cu_seqlens, pooled, statistics, sequences, longest, _scales(width // heads)[0]),
+        *(hidden, absorbed, mask, cu_seqlens, pooled, statistics, sequences, longest, _scales(head_dim)[0]),
         **_tiles(width, heads, dtype),
         STAGES=stages,
     )
-    bias = value_bias.to(dtype).view(heads, 1, -1)
-    values = torch.baddbmm(bias, pooled.to(dtype), _by_head(value_weight, heads, dtype).transpose(1, 2))
-    return values.transpose(0, 1).reshape(sequences, width), absorbed, pooled, statistics
+    bias, values = value_bias.to(dtype).view(heads, 1, head_dim), _by_head(value_weight, heads, dtype)
+    by_head = out.view(sequences, heads, head_dim).transpose(0, 1)
+    torch.baddbmm(bias, pooled.to(dtype), values.transpose(1, 2), out=by_head)
+    return out, absorbed, pooled, statistics
 
 
 def attention_pool_bwd(
@@ -85,7 +89,7 @@ def attention_pool_bwd(
     d_absorbed = torch.empty((heads, width), dtype=torch.float32, device=hidden.device)
     sum_partials(partials, d_absorbed)
     d_query = torch.bmm(_by_head(key_weight, heads, dtype), d_absorbed.to(dtype).unsqueeze(2)).view(width)
-    d_key_weight = (query.float().view(heads, -1, 1) * d_absorbed.unsqueeze(1)).view(width, width)
+    d_key_weight = (query.float().view(heads, width // heads, 1) * d_absorbed.unsqueeze(1)).view(width, width)
     return (
         d_hidden,
         d_query.to(query.dtype),
@@ -97,7 +101,7 @@ def attention_pool_bwd(
 
 def _by_head(weight: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
     """Rows of ``weight`` ``[D, D]`` by head: ``[heads, head_dim, D]``."""
-    return weight.to(dtype).view(heads, -1, weight.shape[1])
+    return weight.to(dtype).unflatten(0, (heads, -1))
 
 
 def _scales(head_dim: int) -> tuple[float, float]:
@@ -133,10 +137,10 @@ def _fwd_outputs(
     heads: int,
     mask: Tensor | None,
     cu_seqlens: Tensor | None,
+    sequences: int,
     longest: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    sequences = mask.shape[0] if mask is not None else cu_seqlens.shape[0] - 1
     width = hidden.shape[1]
     out, absorbed = (hidden.new_empty((rows, width), dtype=dtype) for rows in (sequences, heads))
     pooled = hidden.new_empty((heads, sequences, width), dtype=torch.float32)
@@ -146,14 +150,16 @@ def _fwd_outputs(
 def _bwd_outputs(
     d_out: Tensor, hidden: Tensor, query: Tensor, key_weight: Tensor, value_weight: Tensor, *_rest: object
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    bias = value_weight.new_empty(value_weight.shape[0])
-    return *(torch.empty_like(tensor) for tensor in (hidden, query, key_weight, value_weight)), bias
+    d_hidden, d_query, d_key_weight, d_value_weight = (
+        torch.empty_like(tensor) for tensor in (hidden, query, key_weight, value_weight)
+    )
+    return d_hidden, d_query, d_key_weight, d_value_weight, value_weight.new_empty(value_weight.shape[0])
 
 
 attention_pool_fwd_op = define(
     "attention_pool_fwd(Tensor hidden, Tensor query, Tensor key_weight, Tensor value_weight, Tensor value_bias, "
-    "int heads, Tensor? mask, Tensor? cu_seqlens, SymInt longest, ScalarType dtype) -> "
-    "(Tensor, Tensor, Tensor, Tensor)",
+    "int heads, Tensor? mask, Tensor? cu_seqlens, SymInt sequences, SymInt longest, ScalarType dtype) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     attention_pool_fwd,
     _fwd_outputs,
 )

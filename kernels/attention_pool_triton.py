@@ -10,12 +10,15 @@ sequences in work are several times the L2, so a second pass would read memory a
 columns: 768 is no power of two, and the products of three blocks do not wait for each other's sums.
 """
 
+# Triton types neither its ranges as iterable nor tuples of tensors.
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+
 from .triton_runtime import jit, tl
 
 
 @jit
 def _first_and_count(sequence, slots, cu_seqlens):
-    """Row of a sequence's first token, int64, and how many it has."""
+    """Row of a sequence's first token, int64, and how many it has; offsets from there are 32-bit."""
     if cu_seqlens is None:
         return tl.cast(sequence * slots, tl.int64), slots
     first = tl.load(cu_seqlens + sequence)
@@ -62,16 +65,16 @@ def attention_pool_fwd_kernel(
     largest = tl.full((BLOCK_HEADS,), -3.0e38, tl.float32)
     total = tl.zeros((BLOCK_HEADS,), tl.float32)
 
-    for start in tl.range(0, count, BLOCK_TOKENS, num_stages=STAGES):  # type: ignore[misc]
+    for start in tl.range(0, count, BLOCK_TOKENS, num_stages=STAGES):
         token = start + tl.arange(0, BLOCK_TOKENS)
         in_sequence = token < count
-        rows = (first + token) * D
+        rows = token * D
         scores = tl.zeros((BLOCK_TOKENS, BLOCK_HEADS), tl.float32)
         tokens = ()
         for block in tl.static_range(BLOCKS):
             c = block * BLOCK_D + column
             tile = in_sequence[:, None] & (c < D)[None, :]
-            x = tl.load(hidden + rows[:, None] + c[None, :], tile, other=0.0).to(dtype)
+            x = tl.load(hidden + first * D + (rows[:, None] + c[None, :]), tile, other=0.0).to(dtype)
             scores += tl.dot(x, queries[block], input_precision="ieee")
             tokens += (x,)
         scores *= scale
@@ -137,7 +140,7 @@ def attention_pool_bwd_kernel(
     for _ in tl.static_range(BLOCKS):
         d_absorbed += (tl.zeros((BLOCK_D, BLOCK_HEADS), tl.float32),)
 
-    for sequence in tl.range(tl.program_id(0), sequences, tl.num_programs(0)):  # type: ignore[misc]
+    for sequence in tl.range(tl.program_id(0), sequences, tl.num_programs(0)):
         first, count = _first_and_count(sequence, slots, cu_seqlens)
         row = (head * sequences + sequence).to(tl.int64)
         side_row = (side_head * sequences + sequence).to(tl.int64)
@@ -156,16 +159,16 @@ def attention_pool_bwd_kernel(
             vectors += (u + v,)
         rest = tl.zeros((BLOCK_HEADS,), tl.float32)
 
-        for start in tl.range(0, count, BLOCK_TOKENS, num_stages=STAGES):  # type: ignore[misc]
+        for start in tl.range(0, count, BLOCK_TOKENS, num_stages=STAGES):
             token = start + tl.arange(0, BLOCK_TOKENS)
             in_sequence = token < count
-            rows = (first + token) * D
+            rows = token * D
             products = tl.zeros((BLOCK_TOKENS, 2 * BLOCK_HEADS), tl.float32)
             tokens = ()
             for block in tl.static_range(BLOCKS):
                 c = block * BLOCK_D + column
                 tile = in_sequence[:, None] & (c < D)[None, :]
-                x = tl.load(hidden + rows[:, None] + c[None, :], tile, other=0.0).to(dtype)
+                x = tl.load(hidden + first * D + (rows[:, None] + c[None, :]), tile, other=0.0).to(dtype)
                 products += tl.dot(x, vectors[block], input_precision="ieee")
                 tokens += (x,)
             sides = tl.permute(tl.reshape(products, (BLOCK_TOKENS, 2, BLOCK_HEADS)), (0, 2, 1))
@@ -186,7 +189,7 @@ def attention_pool_bwd_kernel(
                 c = block * BLOCK_D + column
                 tile = in_sequence[:, None] & (c < D)[None, :]
                 d_x = tl.dot(factors, tl.trans(vectors[block]), input_precision="ieee")
-                tl.store(d_hidden + rows[:, None] + c[None, :], d_x.to(d_hidden.dtype.element_ty), tile)
+                tl.store(d_hidden + first * D + (rows[:, None] + c[None, :]), d_x.to(d_hidden.dtype.element_ty), tile)
                 d_u = tl.dot(tl.trans(tokens[block]), query_factors, input_precision="ieee")
                 new_d_absorbed += (d_absorbed[block] + d_u,)
             d_absorbed = new_d_absorbed
