@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
@@ -21,6 +21,15 @@ from .triton_runtime import HAS_TRITON, INTERPRETING
 Backend = Literal["auto", "fused", "reference"]
 
 ENVIRONMENT_VARIABLE = "CACOPHONY_BACKEND"
+
+
+class OnDevice(Protocol):
+    """Something that lies on one device."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -60,13 +69,13 @@ def register(
     """Declare an op once, at import of its file; returns the function that dispatches calls of it.
 
     ``fused`` implementations are kernels in Triton unless ``needs_triton`` is False. The returned dispatcher looks at
-    the device of its first argument, a tensor.
+    the device of its first argument, a tensor or patches.
     """
     if name in _ops:
         raise RuntimeError(f"op {name!r} is registered twice: is the package imported under two names?")
     _ops[name] = Op(name, reference, dict(fused or {}), needs_triton)
 
-    def dispatch(first: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def dispatch(first: OnDevice, *args: Any, **kwargs: Any) -> Any:
         choice = choose(name, first.device)
         if choice.implementation is None:
             raise InputError(f"{choice.op}: {choice.reason}")

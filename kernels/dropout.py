@@ -14,7 +14,7 @@ from torch import Tensor
 from . import backend, counter_rng
 from .counter_rng import device_fold, device_random_bits
 from .layout import Layout, Packed, Padded, padded_layout
-from .spec import Case, Inputs, MakeInputs, Spec, Work
+from .spec import Case, Inputs, MakeInputs, Spec, Work, draw_normal
 from .triton_runtime import jit, tl
 
 
@@ -139,7 +139,7 @@ def _tokens(lengths: list[int], width: int, rate: float, *, padded: bool = False
         shape = (len(lengths), packed.padded_width, width) if padded else (packed.total, width)
         sample_index = torch.randint(2**40, (len(lengths),), generator=generator).to(device)
         return {
-            "x": torch.randn(shape, generator=generator).to(device, dtype).requires_grad_(),
+            "x": draw_normal(shape, generator, device, dtype),
             "key": DropoutKey(rate, 2**40 + 3, 7, sample_index),
             "layout": padded_layout(packed) if padded else packed,
         }

@@ -151,6 +151,11 @@ class Patches:
         """Layout of values and positions."""
         return self.positions.layout
 
+    @property
+    def device(self) -> torch.device:
+        """Device of values and positions."""
+        return self.values.device
+
 
 def padded_layout(packed: Packed) -> Padded:
     """Return the left-aligned padded layout of the same sequences."""

@@ -1,7 +1,8 @@
 """The one ``torch.library.Library`` of the package: ops that launch kernels, opaque to autograd and ``torch.compile``.
 
-An op is functional (it allocates what it returns, and no output aliases another or an input); its gradient is an op of
-its own, joined to it by a ``torch.autograd.Function``.
+An op is functional (it allocates what it returns, and no output aliases another or an input), or its name ends in an
+underscore and its schema marks what it changes; its gradient is an op of its own, joined to it by a
+``torch.autograd.Function``.
 """
 
 from collections.abc import Callable

@@ -80,6 +80,9 @@ class Spec:
     tensor_cores: bool = False
     """Whether kernels multiply matrices. The compile gate then looks for the tensor cores' instruction, and tests in
     Triton's interpreter leave bfloat16 out, whose products it gets wrong."""
+    sizes_from_host: bool = False
+    """Whether the op takes sizes from numbers in host tensors, to prepare a step's inputs: its launches can be traced
+    and it never waits for the device, but the public function cannot be inside ``torch.compile(fullgraph=True)``."""
     rivals: Mapping[str, Callable[..., Any]] = field(repr=False, default_factory=dict)
     """Other people's implementations by name, called as ``op``; each imports its package when called."""
 

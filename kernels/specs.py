@@ -1,12 +1,29 @@
 """Every op's SPEC: what tests, benches, the compile gate and `cacophony parity` iterate over. Ops do not import it."""
 
-from . import attention, attention_pool, caption_loss, dropout, info_nce, layer_norm, linear, log_mel
+from . import (
+    attention,
+    attention_pool,
+    caption_loss,
+    dropout,
+    info_nce,
+    layer_norm,
+    linear,
+    log_mel,
+    mae_decoder_input,
+    patch_embed,
+    patch_mask,
+    patch_mse,
+)
 from .spec import Spec
 
 SPECS: tuple[Spec, ...] = (
     log_mel.SPEC,
+    patch_mask.SPEC,
+    patch_embed.SPEC,
     layer_norm.SPEC,
     layer_norm.ADD_SPEC,
+    mae_decoder_input.SPEC,
+    patch_mse.SPEC,
     linear.SPEC,
     attention.SPEC,
     attention_pool.SPEC,

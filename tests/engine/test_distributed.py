@@ -65,10 +65,10 @@ def test_two_ranks_train_the_run_of_one(
     """Budgets: losses 1e-5 of their value, weights 1e-5.
 
     Adam divides a gradient by its size, so a parameter without any (a key's bias) would move by its rounding: eps is
-    far above that here.
+    far above that here. Large steps would also make rounding grow from one to the next, so they are small.
     """
     config: MaeRunConfig | ContrastiveRunConfig = request.getfixturevalue(f"{stage}_config")
-    config = replace(config, update=replace(config.update, eps=1e-3))
+    config = replace(config, update=replace(config.update, eps=1e-3, learning_rate=1e-4))
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     train(stage, config, shards, alone)
     argv = ["train", stage, "--data", str(shards), "--preset", "demo", "--config", str(save_toml(config))]

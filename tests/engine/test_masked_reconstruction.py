@@ -11,8 +11,10 @@ from cacophony.data.batch import AudioTextBatch, collate
 from cacophony.engine.config import MaeObjectiveConfig, MaeRunConfig
 from cacophony.engine.distributed import World
 from cacophony.engine.objectives import MaskedReconstruction, Report
+from cacophony.kernels import backend
 from cacophony.kernels.log_mel import log_mel
 from cacophony.kernels.patch_mask import keep_fraction, patch_mask
+from cacophony.kernels.triton_runtime import INTERPRETING
 from cacophony.models.audio_mae import AudioMAE
 from cacophony.models.layers import init_weights
 from torch import Tensor
@@ -147,3 +149,42 @@ def test_bf16_gives_a_gradient_in_the_same_direction(
         assert all(g.dtype == torch.float32 for g in found.values())
         both.append(torch.cat([g.flatten() for g in found.values()]))
     assert float(torch.cosine_similarity(both[0], both[1], dim=0)) > 0.999
+
+
+@pytest.mark.skipif(not INTERPRETING, reason="the kernels run on this CPU batch in Triton's interpreter alone")
+@pytest.mark.parametrize(
+    ("layout", "loss_patches", "precision"),
+    [("packed", "masked", "fp32"), ("padded", "all", "fp32"), ("packed", "masked", "bf16")],
+)
+def test_kernels_give_the_references_loss_and_gradient(
+    model: AudioMAE,
+    batch: AudioTextBatch,
+    mae_config: MaeRunConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    layout: Literal["packed", "padded"],
+    loss_patches: Literal["masked", "all"],
+    precision: Literal["fp32", "bf16"],
+):
+    """Every op that has kernels runs on them, forward and backward; budgets: float32's rounding, bf16's 8 bits."""
+    config = replace(mae_config, layout=layout, micro_batch_size=3, precision=precision)
+    objective = MaskedReconstruction(MaeObjectiveConfig(loss_patches=loss_patches), config, WORLD)
+    inputs = objective.prepare(batch, STEP)
+    expected_report, expected = run(model, objective, inputs)
+
+    choose, on_kernels = backend.choose, set[str]()
+
+    def choose_fused(name: str, device: torch.device) -> backend.Choice:
+        with backend.use_backend("fused"):
+            choice = choose(name, device)
+        if choice.path == "fused":
+            on_kernels.add(name)
+            return choice
+        return choose(name, device)
+
+    monkeypatch.setattr(backend, "choose", choose_fused)
+    report, found = run(model, objective, inputs)
+    assert on_kernels >= {"layer_norm", "mae_decoder_input", "patch_mse"}
+    budget = 1e-5 if precision == "fp32" else 2e-2
+    assert float(report.losses["loss"]) == pytest.approx(float(expected_report.losses["loss"]), rel=budget)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=budget * float(gradient.abs().max()), msg=name)

@@ -19,14 +19,14 @@ Arrays = dict[str, np.ndarray]
 
 HERE = Path(__file__).parent
 CHECKPOINTS = ("Cacophony_small", "AudioMAE_small_orbax_aggregate", "chunked_leaf_example")
-PATCHES_OF = ("silence", "short03", "edge2401")  # these clips whole
-EVERY_FRAME_UP_TO, FRAMES = 30, 8
-EVERYTHING = 1 << 30
+WHOLE_CLIPS = ("silence", "short03", "edge2401")
+EVERY_FRAME_UP_TO, FRAMES = 30, 8  # of the other clips, unless they have no more than the first number
+OUTPUT_ENTRIES, PARAMETER_ENTRIES = (1200, 50), (32, 10)  # of an array: evenly spaced ones, largest ones
 
 
 def main() -> None:
     """Read the command line and write the files."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = argparse.ArgumentParser(description="Make the golden files from the full golden vectors.")
     parser.add_argument("goldens", type=Path, help="directory with the full golden vectors")
     parser.add_argument("--whole", action="store_true", help="keep every entry")
     arguments = parser.parse_args()
@@ -66,14 +66,14 @@ def front_end(golden: Arrays, whole: bool) -> Arrays:
     out["long10p6/keep_inds"] = golden["long10p6/keep_inds"]
     for name in names:
         frames = len(golden[f"{name}/logmel"])
-        every = whole or frames <= EVERY_FRAME_UP_TO or name in PATCHES_OF
+        every = whole or frames <= EVERY_FRAME_UP_TO or name in WHOLE_CLIPS
         kept = np.arange(frames) if every else np.linspace(0, frames - 1, FRAMES).round().astype(np.int32)
         out[f"{name}/frames"] = kept
         for kind in ("logmel", "logmel_f64"):
             out[f"{name}/{kind}"] = golden[f"{name}/{kind}"][kept]
         means = golden[f"{name}/logmel_f64"].mean(axis=1, dtype=np.float64)
         out[f"{name}/frame_means_f64"] = means.astype(np.float32)
-        if whole or name in PATCHES_OF:
+        if whole or name in WHOLE_CLIPS:
             out[f"{name}/patches"] = golden[f"{name}/audio_patches"][golden[f"{name}/audio_mask"] == 1]
     out["sweep/magnitude"] = golden["sweep/magnitude"][out["sweep/frames"]]
     return out
@@ -97,13 +97,11 @@ def audio_mae(golden: Arrays, gradients: Arrays, whole: bool) -> Arrays:
     fully_masked = golden["out/encoder_fully_masked_zero_input"]
     assert (fully_masked == fully_masked[:, :1]).all()
     out["fully_masked_slot"] = fully_masked[0, 0]
-    entries = EVERYTHING if whole else 1200
-    out |= _sampled("padded", {"": outputs}, entries, 50)
-    out |= _sampled(
-        "valid", {"": {"encoder": outputs["encoder"][visible], "decoder": outputs["decoder"][every]}}, entries, 50
-    )
+    out |= _sampled_outputs("padded", outputs, whole)
+    valid = {"encoder": outputs["encoder"][visible], "decoder": outputs["decoder"][every]}
+    out |= _sampled_outputs("valid", valid, whole)
     targets = {name: gradients[f"target/{name}"][every] for name in ("unbiased", "biased")}
-    return out | _sampled("targets", {"": targets}, entries, 50)
+    return out | _sampled_outputs("targets", targets, whole)
 
 
 def audio_mae_gradients(golden: Arrays, whole: bool) -> Arrays:
@@ -135,11 +133,10 @@ def audio_text(golden: Arrays, whole: bool) -> Arrays:
         "decoder_logits": golden["out/decoder_logits"],
     }
     masks = {"audio_hidden": audio, "text_hidden": text, "decoder_logits": text}
-    entries = EVERYTHING if whole else 1200
-    out |= _sampled("padded", {"": states}, entries, 50)
-    out |= _sampled("valid", {"": {name: state[masks[name]] for name, state in states.items()}}, entries, 50)
+    out |= _sampled_outputs("padded", states, whole)
+    out |= _sampled_outputs("valid", {name: state[masks[name]] for name, state in states.items()}, whole)
     live = golden["decode/step_logits"][golden["decode/live_steps"]]
-    return out | _sampled("live_steps", {"": {"logits": live}}, 2 * entries, 50)
+    return out | _sampled_outputs("live_steps", {"logits": live}, whole, entries=(2400, 50))
 
 
 def audio_text_gradients(golden: Arrays, whole: bool) -> Arrays:
@@ -179,26 +176,35 @@ def _check_parameters(checkpoint: str, golden: Arrays) -> None:
 
 
 def _save(name: str, arrays: Arrays) -> None:
-    np.savez_compressed(HERE / f"{name}.npz", allow_pickle=False, **arrays)
+    np.savez_compressed(HERE / f"{name}.npz", **arrays)  # pyright: ignore[reportArgumentType] # NumPy's own options
 
 
 def _below(arrays: Arrays, prefix: str) -> Tree:
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
+def _sampled_outputs(group: str, tree: Tree, whole: bool, entries: tuple[int, int] = OUTPUT_ENTRIES) -> Arrays:
+    places = Places.all(tree) if whole else Places.choose(tree, *entries)
+    return _stored(group, places) | _sampled(group, tree, places)
+
+
 def _sampled_parameters(trees: Mapping[str, Tree], whole: bool) -> Arrays:
-    return _sampled("parameters", trees, EVERYTHING if whole else 32, 10)
-
-
-def _sampled(group: str, trees: Mapping[str, Tree], spaced: int, largest: int) -> Arrays:
-    """Sample trees of one structure where the first says; stored below ``group`` and each tree's own name."""
-    places = Places.choose(next(iter(trees.values())), spaced, largest)
-    out = {f"{group}/places/{name}": array for name, array in places.arrays().items()}
+    """Sample trees of all parameters where the first says."""
+    first = next(iter(trees.values()))
+    places = Places.all(first) if whole else Places.choose(first, *PARAMETER_ENTRIES)
+    out = _stored("parameters", places)
     for variant, tree in trees.items():
-        prefix = f"{group}/{variant}/" if variant else f"{group}/"
-        out[f"{prefix}values"] = np.concatenate(list(places.take(tree).values()))
-        out[f"{prefix}summaries"] = summaries(tree)
+        out |= _sampled(f"parameters/{variant}", tree, places)
     return out
+
+
+def _stored(group: str, places: Places) -> Arrays:
+    return {f"{group}/places/{name}": array for name, array in places.arrays().items()}
+
+
+def _sampled(prefix: str, tree: Tree, places: Places) -> Arrays:
+    values = np.concatenate(list(places.take(tree).values()))
+    return {f"{prefix}/values": values, f"{prefix}/summaries": summaries(tree)}
 
 
 if __name__ == "__main__":

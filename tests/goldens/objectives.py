@@ -49,7 +49,7 @@ def contrastive_backward(
         token_ids=stored.tensor("text/token_ids", device).int(),
         token_offsets=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
     )
-    size, stash = (clips, 10) if layout == "padded" else (2, 0)
+    size, stash = (clips, 10) if layout == "padded" else (4, 0)
     objective = ContrastiveObjectiveConfig(caption_reduction=reduction, stash=stash)
     run = ContrastiveRunConfig(model=model.config, layout=layout, micro_batch_size=size)
     stage = ContrastiveCaptioning(objective, run, World(0, 1, device), dropout=0.0)

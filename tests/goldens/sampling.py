@@ -4,6 +4,7 @@ A tree is arrays by name. Trees of one structure (a gradient and an update, a gr
 at the same places: evenly spaced ones, and where the first of them is largest.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,10 +21,14 @@ class Places:
     indices: Sequence[np.ndarray]
 
     @classmethod
+    def all(cls, tree: Tree) -> "Places":
+        """Take every entry."""
+        return cls(sorted(tree), [np.arange(tree[name].size, dtype=np.int32) for name in sorted(tree)])
+
+    @classmethod
     def choose(cls, tree: Tree, spaced: int, largest: int) -> "Places":
-        """Take about ``spaced`` evenly spaced entries of each array, ends included, and the ``largest`` largest."""
-        names = sorted(tree)
-        return cls(names, [_indices(tree[name], spaced, largest) for name in names])
+        """Take ``spaced`` evenly spaced entries of each array, ends included, and the ``largest`` largest."""
+        return cls(sorted(tree), [_indices(tree[name], spaced, largest) for name in sorted(tree)])
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> "Places":
@@ -54,7 +59,7 @@ def summaries(tree: Tree) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far an array is from the golden one, and the golden one's largest magnitude."""
+    """How far an array is from the golden one (NaN: infinitely), and the golden one's largest magnitude."""
 
     name: str
     error: float
@@ -73,8 +78,8 @@ def deviations(tree: Tree, places: Places, values: np.ndarray, golden: np.ndarra
         largest, norm, _ = golden[row]
         scale = [1.0, largest / norm if norm else 1.0, tree[name].size ** -0.5]
         of_entries = np.abs(entries[name].astype(np.float64) - expected)
-        error = np.append(of_entries, np.abs(found[row] - golden[row]) * scale).max()  # NaN stays NaN
-        yield Deviation(name, float(error), float(largest))
+        error = np.append(of_entries, np.abs(found[row] - golden[row]) * scale).max()
+        yield Deviation(name, math.inf if np.isnan(error) else float(error), float(largest))
 
 
 def _indices(array: np.ndarray, spaced: int, largest: int) -> np.ndarray:

@@ -1,13 +1,11 @@
 """The audio-text model against the authors' code: hidden states, logits, embeddings, clips from wave to embedding."""
 
-import numpy as np
 import pytest
 import torch
-from cacophony.kernels.layout import LayoutName, Packed, Patches, PatchPositions
-from cacophony.kernels.log_mel import log_mel
-from cacophony.kernels.patch_mask import patch_mask
+from cacophony.kernels.layout import LayoutName, Packed, Padded, Patches, PatchPositions, pack, packed_layout
+from cacophony.models.clip_patches import clip_patches, mono_wave
 
-from .clips import TONAL, batch
+from .clips import TONAL, wave
 from .support import (
     MODEL_OPS,
     assert_within,
@@ -72,7 +70,7 @@ def test_waveform_to_embedding(device: torch.device, layout: LayoutName) -> None
     names = [name for name in CLIPS if layout == "padded" or name != NO_PATCH]
     model = audio_text(device)
     with torch.no_grad():
-        _, embedding = model.encode_audio(clip_patches(names, layout, device))
+        _, embedding = model.encode_audio(golden_patches(names, layout, device))
     for row, name in enumerate(names):
         budget = 1e-3 if name in TONAL and name != NO_PATCH else 2e-5
         assert_within(embedding[row], STORED["e2e/audio_embedding_normalized"][CLIPS.index(name)], budget)
@@ -93,22 +91,12 @@ def test_stored_patches_to_embedding(device: torch.device, name: str, layout: La
     assert_within(unit_embedding[0], STORED["e2e/audio_embedding_normalized"][CLIPS.index(name)], 1.5e-5)
 
 
-def clip_patches(names: list[str], layout: LayoutName, device: torch.device) -> Patches:
-    """Patches of clips; of the longest those the authors' random subset kept."""
-    spectrogram = log_mel(*batch(names, device))
-    counts = spectrogram.patch_counts
-    frames, offsets = spectrogram.frames, spectrogram.frame_offsets
-    every = patch_mask(frames, offsets, counts, torch.arange(len(names)), seed=0, step=0, layout="packed").kept
-    kept = torch.ones(len(every.values), dtype=torch.bool)
-    lengths = counts.tolist()
-    if "long10p6" in names:
-        at = names.index("long10p6")
-        lengths[at] = 512
-        start = int(counts[:at].sum())
-        rows = np.setdiff1d(np.arange(int(counts[at])), golden("front_end")["long10p6/keep_inds"])
-        kept[start + torch.from_numpy(rows)] = False
-    kept = kept.to(device)
-    packed = Packed.from_lengths(lengths, device)
-    return laid_out(
-        every.values[kept], PatchPositions(every.positions.time[kept], every.positions.freq[kept], packed), layout
-    )
+def golden_patches(names: list[str], layout: LayoutName, device: torch.device) -> Patches:
+    """Patches of clips from their waves; of the longest those that the authors' random subset kept."""
+    whole = clip_patches([mono_wave(wave(name)) for name in names], max_patches=528, device=device)
+    kept = whole.layout.valid.clone()
+    row = names.index("long10p6")
+    kept[row] = False
+    kept[row, golden("front_end").tensor("long10p6/keep_inds", device)] = True
+    values, time, freq = (pack(x, Padded(kept)) for x in (whole.values, whole.positions.time, whole.positions.freq))
+    return laid_out(values, PatchPositions(time, freq, packed_layout(Padded(kept))), layout)

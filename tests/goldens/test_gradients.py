@@ -74,12 +74,11 @@ def test_contrastive_captioning(
 
 
 @run_on(*LOSS_OPS)
-@pytest.mark.parametrize("layout", ["padded", "packed"])
-def test_gradient_at_the_perturbed_weights(device: torch.device, layout: LayoutName) -> None:
+def test_gradient_at_the_perturbed_weights(device: torch.device) -> None:
     model = audio_text(device)
-    contrastive_backward(model, "caption", layout, device)
+    contrastive_backward(model, "caption", "packed", device)
     with perturbed(model, RHO, gradient_norm(model)):
-        loss = contrastive_backward(model, "caption", layout, device).losses["loss"]
+        loss = contrastive_backward(model, "caption", "packed", device).losses["loss"]
     assert float(loss) == pytest.approx(float(CACO["percaption/loss_total_perturbed"]), rel=5e-6)
     norm = float(CACO["percaption/grad_global_norm_perturbed"])
     assert float(gradient_norm(model)) == pytest.approx(norm, rel=1e-5)

@@ -2,15 +2,29 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+from cacophony.kernels.accuracy import named_tensors
+from cacophony.kernels.backend import use_backend
 from cacophony.kernels.counter_rng import fold, random_bits, root_key
 from cacophony.kernels.layout import LayoutName, Packed, Padded, Patches, pack
-from cacophony.kernels.patch_mask import MaskedPatches, keep_at_most, keep_fraction, patch_mask
+from cacophony.kernels.patch_mask import (
+    SPEC,
+    MaskedPatches,
+    argsort_masking,
+    keep_at_most,
+    keep_fraction,
+    patch_mask,
+    patch_mask_reference,
+)
+from cacophony.kernels.spec import Case
+from cacophony.kernels.triton_runtime import HAS_TRITON, record_launches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 CLIPS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 15), st.integers(0, 32)), min_size=1, max_size=4)
 
@@ -170,10 +184,42 @@ def test_a_batch_without_patches_is_legal(layout: LayoutName) -> None:
     assert masked.kept.values.shape[-1] == 256
 
 
-@pytest.mark.parametrize("keep", [[9, 0], [8, 1], [-1, 0]])
-def test_impossible_counts_are_refused(keep: list[int]) -> None:
-    with pytest.raises(ValueError, match="keep_counts"):
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ([9, 0], r"keep_counts\[0\] is 9, expected 0 to the clip's 8 patches"),
+        ([8, 1], r"keep_counts\[1\] is 1, expected 0 to the clip's 0 patches"),
+        ([-1, 0], r"keep_counts\[0\] is -1, expected 0 to"),
+    ],
+)
+def test_impossible_counts_are_refused(keep: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         mask([1, 0], keep, [0, 1], spare=[0, 15])
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("frames", torch.zeros(32, 127), r"frames has shape \[32, 127\], expected \[32, 128\]"),
+        ("frames", torch.zeros(33, 128), "frame_offsets must rise from 0 to the 33 frames"),
+        ("frame_offsets", torch.tensor([0, 33, 32]), "frame_offsets must rise from 0 to the 32 frames"),
+        ("frame_offsets", torch.tensor([0, 16, 32], dtype=torch.int32), "frame_offsets is torch.int32, expected"),
+        ("keep_counts", torch.tensor([1.0, 2.0]), "keep_counts is torch.float32, expected torch.int64"),
+        ("keep_counts", torch.tensor([1]), r"keep_counts has shape \[1\], expected \[2\]"),
+        ("keep_counts", torch.zeros(2, dtype=torch.int64, device="meta"), "keep_counts is on meta, expected cpu"),
+        ("sample_index", torch.tensor([[1, 2]]), r"sample_index has shape \[1, 2\], expected \[2\]"),
+        ("sample_index", torch.zeros(2, dtype=torch.int64, device="meta"), "sample_index is on meta, expected cpu"),
+    ],
+)
+def test_wrong_arguments_are_named(name: str, wrong: Tensor, message: str) -> None:
+    arguments: dict[str, Any] = {
+        "frames": torch.zeros(32, 128),
+        "frame_offsets": torch.tensor([0, 16, 32]),
+        "keep_counts": torch.tensor([1, 2]),
+        "sample_index": torch.tensor([3, 4]),
+    }
+    with pytest.raises(ValueError, match=f"patch_mask: {message}"):
+        patch_mask(**{**arguments, name: wrong}, seed=0, step=0)
 
 
 def test_pixels_carry_gradients_to_their_frames() -> None:
@@ -184,3 +230,87 @@ def test_pixels_carry_gradients_to_their_frames() -> None:
     assert isinstance(frames.grad, Tensor)
     assert int(frames.grad.sum()) == 5 * 256
     assert {*frames.grad.unique().tolist()} == {0.0, 1.0}
+
+
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def assert_same(found: MaskedPatches, expected: MaskedPatches) -> None:
+    for (name, tensor), (_, other) in zip(named_tensors(found), named_tensors(expected), strict=True):
+        assert tensor.dtype == other.dtype
+        assert torch.equal(tensor, other), name
+
+
+@needs_triton
+@settings(max_examples=25)
+@given(CLIPS, st.integers(0, 2**62), st.integers(0, 2**31), st.sampled_from(["packed", "padded"]))
+def test_fused_is_the_reference_bit_for_bit(
+    clips: list[tuple[int, int, int]], seed: int, step: int, layout: LayoutName
+) -> None:
+    counts = torch.tensor([0, *(16 * time + spare for time, spare, _ in clips)])
+    frames = torch.randn(int(counts.sum()), 128, device=DEVICE)
+    keep = torch.tensor([min(k, 8 * time) for time, _, k in clips])
+    arguments = (frames, counts.cumsum(0), keep, torch.randint(2**62, (len(clips),)))
+    with use_backend("fused"):
+        found = patch_mask(*arguments, seed=seed, step=step, layout=layout)
+    assert_same(found, patch_mask_reference(*arguments, seed=seed, step=step, layout=layout))
+
+
+@needs_triton
+def test_fused_takes_16384_patches_and_refuses_more() -> None:
+    frames, offsets = torch.randn(32_768, 128, device=DEVICE), torch.tensor([0, 32_768])
+    arguments = (frames, offsets, torch.tensor([5000]), torch.tensor([7]))
+    with use_backend("fused"):
+        found = patch_mask(*arguments, seed=1, step=2, layout="packed")
+        with pytest.raises(ValueError, match="clip 0 has 16392 patches, expected at most 16384"):
+            patch_mask(torch.zeros(32_784, 128), torch.tensor([0, 32_784]), *arguments[2:], seed=1, step=2)
+    assert_same(found, patch_mask_reference(*arguments, seed=1, step=2, layout="packed"))
+
+
+@needs_triton
+def test_fused_refuses_frames_that_are_not_floating() -> None:
+    frames = torch.zeros(16, 128, dtype=torch.int16, device=DEVICE)
+    with use_backend("fused"), pytest.raises(ValueError, match=r"frames is torch\.int16, expected torch\.float32"):
+        patch_mask(frames, torch.tensor([0, 16]), torch.tensor([1]), torch.tensor([0]), seed=0, step=0)
+
+
+@pytest.mark.parametrize("case", [case for case in SPEC.cases if not case.paper], ids=lambda case: case.name)
+def test_the_argsort_rival_keeps_the_same_patches(case: Case) -> None:
+    inputs = case.inputs(torch.device("cpu"), torch.float32)
+    assert_same(argsort_masking(**inputs), patch_mask_reference(**inputs))
+
+
+class DeviceCalls(TorchDispatchMode):
+    """Counts calls that a GPU would be busy with: of tensors derived from ``on_device`` or on ``meta``, no views."""
+
+    def __init__(self, *on_device: Tensor) -> None:
+        super().__init__()
+        self.derived = list(on_device)  # which keeps them, and so their ids, alive
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        found = [tensor for _, tensor in named_tensors(outputs)]
+        involved = [tensor for _, tensor in named_tensors(list(args))] + found
+        ids = {id(tensor) for tensor in self.derived}
+        if any(id(tensor) in ids or tensor.device.type == "meta" for tensor in involved):
+            self.derived += found
+            allocates_only = "empty" in func.name() or func.namespace == "cacophony"
+            self.count += not (func.is_view or allocates_only)
+        return outputs
+
+
+@needs_triton
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_fused_masking_is_two_copies_and_two_launches(layout: LayoutName) -> None:
+    offsets, keep, samples = torch.tensor([0, 160, 200]), torch.tensor([16, 2]), torch.tensor([5, 6])
+    frames = torch.randn(200, 128)
+    # On meta tensors anything read back from the device is an error; only uploads and launches are left.
+    with use_backend("fused"), record_launches() as launches, DeviceCalls() as fused:
+        patch_mask(frames.to("meta"), offsets, keep, samples, seed=0, step=0, layout=layout)
+    copies = fused.count - 1  # the frames, which are there already
+    assert (copies, len(launches)) == (2, 2)
+    with DeviceCalls(frames, samples) as reference:  # what is made from host lengths alone is not even counted
+        patch_mask_reference(frames, offsets, keep, samples, seed=0, step=0, layout=layout)
+    assert reference.count >= copies + len(launches) + 8
