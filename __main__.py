@@ -11,7 +11,7 @@ from typing import Any
 # times slower when another process wants a core; after a short spin they sleep.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from .bench.commands import compile_command, steps_command
+from .bench.commands import all_command, compile_command, kernels_command, report_command, steps_command
 from .data.commands import pack_command
 from .engine.commands import (
     INTERRUPTED,
@@ -48,6 +48,9 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
         "the authors' checkpoint to a model directory, or back",
         command(convert_command, "cacophony convert"),
     ),
+    "bench kernels": ("time of every op against its rivals", command(kernels_command, "cacophony bench kernels")),
+    "bench all": ("tests, ops and steps on a GPU, in ten minutes", command(all_command, "cacophony bench all")),
+    "bench report": ("table and picture of a bench", command(report_command, "cacophony bench report")),
     "bench steps": ("time of a step of both stages", command(steps_command, "cacophony bench steps")),
     "bench compile": (
         "registers, spills and tensor cores of every kernel, without a GPU",

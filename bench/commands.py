@@ -1,17 +1,30 @@
-"""The commands about evidence: bench steps, bench compile."""
+"""The commands about evidence: bench kernels, steps, all, report, compile."""
 
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 
-from ..engine.commands import check_writable
+from ..engine.config import Precision
 from ..engine.distributed import choose_device
 from ..errors import InputError, RunError
-from ..json_file import write_json
+from ..json_file import check_writable, read_json, write_json
+from ..kernels.layout import LayoutName
+from .against import compare_with, comparison_table
+from .all import bench_all
 from .compile_gate import ARCHITECTURES, INFORMATIVE_ARCHITECTURE, compile_kernels, markdown_table, problems
-from .steps import bench_steps, format_table, report
+from .kernels import KernelSettings, bench_kernels
+from .machine import machine
+from .report import write_report
+from .roofline import measure_roofs
+from .steps import StepSettings, bench_steps, step_ratios
+from .tables import kernel_table, roof_line, step_table
+from .training_step import StepProvider, Variant
+
+JsonFile = Annotated[Path | None, tyro.conf.arg(name="json")]
 
 
 def steps_command(
@@ -19,32 +32,119 @@ def steps_command(
     size: Literal["demo", "ablation", "paper"] = "demo",
     clips: int = 16,
     rounds: int = 10,
+    provider: tuple[StepProvider, ...] = ("reference",),
+    layout: tuple[LayoutName, ...] = ("packed", "padded"),
+    precision: Precision = "fp32",
     device: str = "auto",
-    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    json_file: JsonFile = None,
 ) -> int:
-    """Time an optimiser step of both stages, packed against padded, on noise of ragged lengths.
+    """Time an optimiser step of both stages on noise of ragged lengths, stage 2 with SAM.
 
     Args:
         size: Networks to time.
         clips: Clips of a step, in one micro-batch.
-        rounds: Steps timed for each stage and layout.
+        rounds: Steps timed for each stage, provider and layout.
+        provider: Plain PyTorch, the same through torch.compile, the fused ops.
+        layout: Packed tokens, or padded ones.
+        precision: Precision of the forward and backward pass.
         device: cpu, cuda, ...; auto takes a GPU where there is one.
         json_file: File to write the same figures to as JSON, with device and versions.
     """
-    for name, value in (("--clips", clips), ("--rounds", rounds)):
-        if value < 1:
-            raise InputError(f"{name} is {value}; expected at least 1")
     if json_file is not None:
         check_writable(json_file)
     chosen = choose_device(device)
-    timings = bench_steps(size, clips, rounds, chosen)
-    figures = report(timings, chosen, {"size": size, "clips": clips, "rounds": rounds})
-    print(format_table(timings))
-    for stage, ratio in figures["padded_over_packed"].items():
-        print(f"{stage}: padded takes {ratio:.2f} times as long as packed")
-    print(f"on {figures['device']}, {figures['threads']} threads, {figures['versions']}", file=sys.stderr)
+    settings = StepSettings(
+        size=size,
+        clips=clips,
+        rounds=rounds,
+        precision=precision,
+        variants=[Variant(name, layout_name) for name in provider for layout_name in layout],
+        device=str(chosen),
+    )
+    rows = [asdict(row) for row in bench_steps(settings)]
+    ratios = step_ratios(rows)
+    print(step_table(rows))
+    for stage, found in ratios.items():
+        for name, ratio in found.items():
+            slow, _, fast = name.partition("_over_")
+            print(f"{stage}: {slow} takes {ratio:.2f} times as long as {fast}")
+    _finish(json_file, chosen, {"settings": asdict(settings), "steps": rows, "step_ratios": ratios})
+    return 0
+
+
+def kernels_command(
+    *,
+    op: tuple[str, ...] = (),
+    case: tuple[str, ...] = (),
+    provider: tuple[str, ...] = (),
+    dtype: tuple[str, ...] = ("bfloat16",),
+    rounds: int = 2,
+    seconds: float = 0.1,
+    device: str = "auto",
+    base: str | None = None,
+    json_file: JsonFile = None,
+) -> int:
+    """Time every op forward, backward and both; what is wrong is refused a time.
+
+    Args:
+        op: Ops to time; all where none is named.
+        case: Cases of their SPEC; where none is named the paper's shapes on a GPU, the small ones elsewhere.
+        provider: fused, reference, compile or a rival; where none is named all, the fused ones on a GPU only. With
+            --base fused on a GPU, reference elsewhere.
+        dtype: bfloat16, float32.
+        rounds: Turns of each provider, or of each side with --base.
+        seconds: Time of a turn for each pass.
+        device: cpu, cuda, ...; auto takes a GPU where there is one.
+        base: Git ref to compare with: its ops are timed by this checkout's bench, in turns with this checkout's.
+        json_file: File to write the same figures to as JSON, with device and versions.
+    """
     if json_file is not None:
-        write_json(json_file, figures)
+        check_writable(json_file)
+    chosen = choose_device(device)
+    settings = KernelSettings(
+        ops=op, cases=case, providers=provider, dtypes=dtype, device=str(chosen), rounds=rounds, seconds=seconds
+    )
+    settings.check()
+    if base is not None:
+        ours = ("fused",) if chosen.type == "cuda" else ("reference",)
+        compared = compare_with(base, replace(settings, providers=provider or ours))
+        print(comparison_table(base, compared))
+        rows = [asdict(one) | {"base_over_here": one.base_over_here} for one in compared]
+        _finish(json_file, chosen, {"settings": asdict(settings), "base": base, "comparisons": rows})
+        return 0
+    roofs = measure_roofs(chosen, seconds=seconds)
+    rows = [asdict(row) for row in bench_kernels(settings, roofs)]
+    print(kernel_table(rows))
+    print(f"roofs: {roof_line(asdict(roofs))}")
+    _finish(json_file, chosen, {"settings": asdict(settings), "roofs": asdict(roofs), "kernels": rows})
+    return 0
+
+
+def all_command(
+    *, json_file: Annotated[Path, tyro.conf.arg(name="json")], quick: bool = False, device: str = "auto"
+) -> int:
+    """Test the ops on the GPU, then measure roofs, ops and steps of both stages, within ten minutes.
+
+    Args:
+        json_file: File to write; a table (.md) and a picture (.png) go beside it.
+        quick: Less of everything, within two minutes.
+        device: cpu, cuda, ...; auto takes a GPU where there is one.
+    """
+    return bench_all(json_file, quick=quick, device=device)
+
+
+def report_command(json_file: tyro.conf.Positional[Path], /) -> int:
+    """Write the table (.md) and the picture (.png) of a file that `cacophony bench all` wrote, beside it.
+
+    Args:
+        json_file: The file.
+    """
+    figures = read_json(json_file)
+    try:
+        page, picture = write_report(json_file, figures)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{json_file}: was not written by `cacophony bench all` ({error!r})") from None
+    print(f"{page}\n{picture}")
     return 0
 
 
@@ -70,3 +170,12 @@ def compile_command(
     if found:
         raise RunError("; ".join(found))
     return 0
+
+
+def _finish(json_file: Path | None, device: torch.device, figures: dict[str, Any]) -> None:
+    """Say on which machine the figures were measured and write them, if a file was asked for."""
+    about = machine(device)
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
+    print(f"on {about['device']}, {about['threads']} threads, {versions}", file=sys.stderr)
+    if json_file is not None:
+        write_json(json_file, {"machine": about} | figures)

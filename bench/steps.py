@@ -1,138 +1,184 @@
-"""Time of an optimiser step of both stages, packed against padded, on noise of ragged lengths."""
+"""Time of an optimiser step of both stages: plain PyTorch, compiled and fused, packed and padded."""
 
-import platform
+import json
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..data.batch import AudioTextBatch, collate
-from ..engine.config import ContrastiveRunConfig, MaeRunConfig, Stage, UpdateConfig
-from ..engine.distributed import World
-from ..engine.trainer import build_model, build_objective
-from ..engine.update import Updater
-from ..kernels.layout import LayoutName
-from ..kernels.log_mel import SAMPLE_RATE
-from ..models.config import AUDIO_MAE_SIZES, AUDIO_TEXT_SIZES
-from ..models.generate import BOS, EOS
-from ..models.layers import init_weights
+from ..engine.config import Precision, Stage
+from ..engine.device_peak import peak_flops
+from ..errors import InputError
+from ..models.config import AUDIO_MAE_SIZES
+from .providers import why
+from .training_step import StepProvider, StepWork, Variant, fused_ops, training_step
 
 STAGES: tuple[Stage, ...] = ("mae", "contrastive")
-LAYOUTS: tuple[LayoutName, ...] = ("packed", "padded")
-CLIP_SECONDS = (1.0, 10.24)
-CAPTION_TOKENS = (6, 30)  # uniform: mean 18, as real captions have; the model takes up to 77
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """What is timed."""
+
+    stages: Sequence[Stage] = STAGES
+    size: str = "demo"
+    """Networks, see :mod:`cacophony.models.config`."""
+    clips: int = 16
+    """Clips of a step, in one micro-batch."""
+    rounds: int = 10
+    """Steps timed of each variant."""
+    precision: Precision = "fp32"
+    variants: Sequence[Variant] = (Variant("reference", "packed"), Variant("reference", "padded"))
+    device: str = "cpu"
+    stage_seconds: float | None = None
+    """Fewer rounds are made, though at least one, where a stage would take longer."""
+
+    def check(self) -> None:
+        """Raise InputError where a number is too small or a name unknown."""
+        for name in ("clips", "rounds"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} is {getattr(self, name)}; expected at least 1")
+        if self.size not in AUDIO_MAE_SIZES:
+            raise InputError(f"--size {self.size!r} is unknown; expected one of: {', '.join(AUDIO_MAE_SIZES)}")
 
 
 @dataclass(frozen=True)
 class StepTiming:
     """A step's time in seconds (median, 20th and 80th percentile) and what it moved at the median."""
 
-    stage: Stage
-    layout: LayoutName
     seconds: float
     seconds_p20: float
     seconds_p80: float
+    rounds: int
     clips_per_s: float
     valid_tokens_per_s: float
     model_tflops_per_s: float
+    mfu: float | None
+    """Model FLOPs on valid tokens over the device's dense bf16 peak; None where that is not known."""
+    peak_bytes: int | None
+    """Most memory allocated at a time, weights and optimiser included; None on a CPU."""
+    fused_ops: Sequence[str]
 
 
-def noise_batch(clips: int, vocab_size: int, seed: int = 0) -> AudioTextBatch:
-    """Clips of white noise and captions of random tokens, lengths uniform in CLIP_SECONDS and CAPTION_TOKENS."""
-    rng = np.random.default_rng(seed)
-    samples = (rng.uniform(*CLIP_SECONDS, clips) * SAMPLE_RATE).astype(int)
-    waves = [(3000 * rng.standard_normal(n)).astype(np.int16) for n in samples]
-    lengths = rng.integers(CAPTION_TOKENS[0], CAPTION_TOKENS[1] + 1, clips)
-    captions = [np.array([BOS, *rng.integers(5, vocab_size, n - 2), EOS], np.int32) for n in lengths]
-    return collate(waves, np.arange(clips), captions)
+@dataclass(frozen=True)
+class StepRow:
+    """One variant of one stage; either ``timing`` or the ``reason`` why there is none."""
+
+    stage: Stage
+    provider: StepProvider
+    layout: str
+    reason: str | None = None
+    timing: StepTiming | None = None
 
 
-def bench_steps(size: str, clips: int, rounds: int, device: torch.device) -> list[StepTiming]:
-    """Time ``rounds`` steps of each stage and layout, after one to warm up; stage 2 with SAM.
+def bench_steps(settings: StepSettings) -> Iterator[StepRow]:
+    """Time steps of each stage and variant, after two to warm up; a variant that fails has a reason instead.
 
-    ``size`` names the networks (:mod:`cacophony.models.config`). The layouts take turns, so that what else the machine
-    does falls on both.
+    The variants take turns, so that what else the machine does falls on all.
     """
-    timings = []
-    for stage in STAGES:
-        steps: dict[LayoutName, Callable[[], tuple[int, int]]] = {
-            layout: _step(_config(stage, size, clips, layout), device) for layout in LAYOUTS
-        }
-        work = {layout: step() for layout, step in steps.items()}
-        seconds: dict[LayoutName, list[float]] = {layout: [] for layout in LAYOUTS}
-        for _ in range(rounds):
-            for layout, step in steps.items():
-                _synchronise(device)
-                started = time.perf_counter()
-                step()
-                _synchronise(device)
-                seconds[layout].append(time.perf_counter() - started)
-        for layout in LAYOUTS:
-            p20, median, p80 = np.quantile(seconds[layout], (0.2, 0.5, 0.8)).tolist()
-            tokens, flops = work[layout]
-            rates = clips / median, tokens / median, flops / median / 1e12
-            timings.append(StepTiming(stage, layout, median, p20, p80, *rates))
-    return timings
+    settings.check()
+    for stage in settings.stages:
+        yield from _bench_stage(stage, settings, torch.device(settings.device))
 
 
-def report(timings: list[StepTiming], device: torch.device, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what a JSON file holds: the timings, padded time over packed time by stage, machine and versions."""
-    seconds = {(t.stage, t.layout): t.seconds for t in timings}
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "settings": settings,
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "padded_over_packed": {stage: seconds[stage, "padded"] / seconds[stage, "packed"] for stage in STAGES},
-        "steps": [asdict(timing) for timing in timings],
-    }
+def step_ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return by stage how many times as long one way takes as another, from rows as in the JSON.
+
+    ``padded_over_packed`` is plain PyTorch's; ``<provider>_over_fused`` compares the faster layout of each.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        timed = [row for row in rows if row["stage"] == stage and row["timing"]]
+        best: dict[str, float] = {}
+        for row in timed:
+            best[row["provider"]] = min(row["timing"]["seconds"], best.get(row["provider"], np.inf))
+        layouts = {row["layout"]: row["timing"]["seconds"] for row in timed if row["provider"] == "reference"}
+        here = found[stage] = {}
+        if len(layouts) == 2:
+            here["padded_over_packed"] = layouts["padded"] / layouts["packed"]
+        if "fused" in best:
+            here |= {f"{name}_over_fused": best[name] / best["fused"] for name in best if name != "fused"}
+    return found
 
 
-def format_table(timings: list[StepTiming]) -> str:
-    """Return the timings as a small table."""
-    lines = [f"{'stage':12} {'layout':7} {'step s':>8} {'p20-p80':>15} {'clips/s':>8} {'tokens/s':>9} {'TFLOP/s':>8}"]
-    for t in timings:
-        spread = f"{t.seconds_p20:.3f}-{t.seconds_p80:.3f}"
-        lines.append(
-            f"{t.stage:12} {t.layout:7} {t.seconds:8.3f} {spread:>15} {t.clips_per_s:8.1f} "
-            f"{t.valid_tokens_per_s:9.0f} {t.model_tflops_per_s:8.4f}"
-        )
-    return "\n".join(lines)
+def _bench_stage(stage: Stage, settings: StepSettings, device: torch.device) -> Iterator[StepRow]:
+    started = time.perf_counter()
+    steps: dict[Variant, Callable[[], StepWork]] = {}
+    warm: dict[Variant, tuple[StepWork, int | None]] = {}
+    reasons: dict[Variant, str] = {}
+    for variant in settings.variants:
+        try:
+            before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+            step = training_step(stage, settings.size, settings.clips, settings.precision, variant, device)
+            step()
+            warm[variant] = _observed(step, before, device)
+            steps[variant] = step
+        except Exception as error:
+            reasons[variant] = why(error)
+    seconds: dict[Variant, list[float]] = {variant: [] for variant in steps}
+    for number in range(settings.rounds):
+        late = settings.stage_seconds is not None and time.perf_counter() - started > settings.stage_seconds
+        if number and late:
+            break
+        for variant, step in steps.items():
+            _synchronise(device)
+            begun = time.perf_counter()
+            step()
+            _synchronise(device)
+            seconds[variant].append(time.perf_counter() - begun)
+    for variant in settings.variants:
+        row = (stage, variant.provider, variant.layout)
+        if variant in reasons:
+            yield StepRow(*row, reason=reasons[variant])
+        else:
+            yield StepRow(*row, timing=_timing(seconds[variant], *warm[variant], settings.clips, variant, device))
 
 
-def _config(stage: Stage, size: str, clips: int, layout: LayoutName) -> MaeRunConfig | ContrastiveRunConfig:
-    if stage == "mae":
-        update = UpdateConfig(warmup_steps=0)
-        return MaeRunConfig(
-            model=AUDIO_MAE_SIZES[size], update=update, batch_size=clips, micro_batch_size=clips, layout=layout
-        )
-    update = UpdateConfig(warmup_steps=0, rho=0.075)
-    return ContrastiveRunConfig(
-        model=AUDIO_TEXT_SIZES[size], update=update, batch_size=clips, micro_batch_size=clips, layout=layout
+def _observed(step: Callable[[], StepWork], before: int, device: torch.device) -> tuple[StepWork, int | None]:
+    """Make a step; return its work and the most memory allocated meanwhile beyond ``before``."""
+    if device.type != "cuda":
+        return step(), None
+    torch.cuda.reset_peak_memory_stats(device)
+    work = step()
+    return work, torch.cuda.max_memory_allocated(device) - before
+
+
+def _timing(
+    seconds: Sequence[float], work: StepWork, peak_bytes: int | None, clips: int, variant: Variant, device: torch.device
+) -> StepTiming:
+    p20, median, p80 = np.quantile(seconds, (0.2, 0.5, 0.8)).tolist()
+    peak = peak_flops(device)
+    return StepTiming(
+        seconds=median,
+        seconds_p20=p20,
+        seconds_p80=p80,
+        rounds=len(seconds),
+        clips_per_s=clips / median,
+        valid_tokens_per_s=work.valid_tokens / median,
+        model_tflops_per_s=work.model_flops / median / 1e12,
+        mfu=work.model_flops / median / peak if peak else None,
+        peak_bytes=peak_bytes,
+        fused_ops=fused_ops(device) if variant.provider == "fused" else (),
     )
-
-
-def _step(config: MaeRunConfig | ContrastiveRunConfig, device: torch.device) -> Callable[[], tuple[int, int]]:
-    """Return a function that makes one optimiser step and returns its valid tokens and model FLOPs."""
-    model = build_model(config)
-    init_weights(model, config.seed)
-    updater = Updater(model.to(device), config.update, config.steps)
-    objective = build_objective(config, World(0, 1, device))
-    vocab_size = config.model.text.vocab_size if isinstance(config, ContrastiveRunConfig) else 100
-    batch = noise_batch(config.batch_size, vocab_size).to(device)
-
-    def step() -> tuple[int, int]:
-        inputs = objective.prepare(batch, 0)
-        done, outcome = updater.update(0, lambda: objective.backward(model, inputs))
-        return done.valid_tokens * outcome.gradients, done.model_flops * outcome.gradients
-
-    return step
 
 
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def main() -> int:
+    """Bench the settings read from stdin as JSON and write one row a line, as it is known: for other processes."""
+    asked = json.load(sys.stdin)
+    asked["variants"] = [Variant(**variant) for variant in asked["variants"]]
+    for row in bench_steps(StepSettings(**asked)):
+        print(json.dumps(asdict(row)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,7 +17,7 @@ import tyro
 
 from ..data.audio import printable
 from ..errors import InputError
-from ..json_file import write_json
+from ..json_file import check_writable, write_json
 from ..kernels import backend
 from ..models.config_io import merge, read_toml
 from .config import RUN_CONFIGS, ContrastiveRunConfig, MaeRunConfig, Stage
@@ -226,14 +226,6 @@ def check_files(files: Sequence[Path]) -> None:
     for file in files:
         if not file.is_file():
             raise InputError(f"{file}: no such file")
-
-
-def check_writable(path: Path) -> None:
-    """Raise InputError where a file cannot be created at ``path``."""
-    if path.is_dir():
-        raise InputError(f"{path}: is a directory; expected the name of a file to write")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{path.parent}: no such directory; create it first")
 
 
 def _version(package: str) -> str:

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ..data.tokens import CaptionTokenizer
 from ..errors import InputError
+from ..json_file import check_writable
 from ..models.authors_tree import rules
 from ..models.config import MAX_TEXT_TOKENS, AudioMAEConfig, AudioTextConfig, NetworkConfig, TransformerConfig
 from ..models.convert import from_authors, infer_config, to_authors
 from ..models.flax_file import Progress, read_tree, write_tree
 from ..models.model_directory import MODEL_FILE, is_model_directory, read_config, write_model, write_processor
-from ..models.weights import check_tensors, load_tensors
-from .commands import check_writable
+from ..models.tensor_shapes import check_tensors
+from ..models.weights import load_tensors
 
 
 def convert_command(

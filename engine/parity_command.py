@@ -9,10 +9,9 @@ import tyro
 from rich.console import Console
 
 from ..errors import InputError
-from ..json_file import write_json
+from ..json_file import check_writable, write_json
 from ..kernels.backend import Backend, choices, use_backend
 from ..models.model_directory import read_model
-from .commands import check_writable
 from .config import Precision
 from .distributed import choose_device
 from .parity import Row, as_dict, format_rows, model_rows, op_rows

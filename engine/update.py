@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..models.weights import check_tensors
+from ..models.tensor_shapes import check_tensors
 from .config import UpdateConfig
 from .objectives import Report
 

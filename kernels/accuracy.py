@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .backend import Backend, use_backend
 from .spec import Case, Inputs, Spec
+
+_PERIOD = 1_048_573  # drawing hundreds of millions of numbers on the host takes seconds
 
 
 @dataclass(frozen=True)
@@ -28,27 +30,46 @@ class Deviation:
         return self.error <= self.limit
 
 
+@dataclass(frozen=True)
+class Truth:
+    """What an op should return, and its gradients, on given inputs: in float64, and by plain PyTorch in the dtype."""
+
+    spec: Spec
+    dtype: torch.dtype
+    exact: Mapping[str, Tensor] = field(repr=False)
+    reference: Mapping[str, Tensor] = field(repr=False)
+
+    @classmethod
+    def of(cls, spec: Spec, inputs: Inputs, dtype: torch.dtype) -> "Truth":
+        """Run the reference of ``spec`` on ``inputs``, whose floating tensors are mostly ``dtype``, and in float64."""
+        exact = _results(spec.reference, map_tensors(_to_float64, inputs))
+        return cls(spec, dtype, exact, _results(spec.reference, copy_inputs(inputs)))
+
+    def deviations(self, implementation: Callable[..., Any], inputs: Inputs) -> list[Deviation]:
+        """Run ``implementation`` on a copy of the same ``inputs`` and measure every output and gradient."""
+        found = _results(implementation, copy_inputs(inputs))
+        return [
+            _deviation(name, found.get(name), self.reference[name], exact, self.spec, self.dtype)
+            for name, exact in self.exact.items()
+        ]
+
+
 def deviations(
-    spec: Spec,
-    case: Case,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    backend: Backend = "auto",
-    implementation: Callable[..., Any] | None = None,
-    seed: int = 0,
+    spec: Spec, case: Case, device: torch.device, dtype: torch.dtype, *, backend: Backend = "auto", seed: int = 0
 ) -> list[Deviation]:
     """Run an op forward and backward on ``case`` under ``backend`` and measure every output and gradient.
 
-    ``implementation`` is measured instead of the op where it is given (a rival). Raises InputError where ``backend``
-    has no implementation on ``device``.
+    Raises InputError where ``backend`` has no implementation on ``device``.
     """
     inputs = case.inputs(device, dtype, seed)
+    truth = Truth.of(spec, inputs, dtype)
     with use_backend(backend):
-        found = _results(implementation or spec.op, inputs)
-    reference = _results(spec.reference, case.inputs(device, dtype, seed))
-    truth = _results(spec.reference, map_tensors(_to_float64, case.inputs(device, dtype, seed)))
-    return [_deviation(name, found[name], reference[name], exact, spec, dtype) for name, exact in truth.items()]
+        return truth.deviations(spec.op, inputs)
+
+
+def copy_inputs(inputs: Inputs) -> Inputs:
+    """Return the same inputs in memory of their own; what asks for a gradient is a leaf again."""
+    return map_tensors(lambda tensor: tensor.detach().clone().requires_grad_(tensor.requires_grad), inputs)
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
@@ -81,6 +102,14 @@ def named_tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         yield from named_tensors(value, f"{name}.{key}" if name else key)
 
 
+def random_cotangent(output: Tensor, seed: int = 0) -> Tensor:
+    """Return normal random numbers like ``output``, the same on every device; they repeat with a long prime period."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.randn(min(output.numel(), _PERIOD), generator=generator, dtype=torch.float64).to(output)
+    repeats = -(-output.numel() // _PERIOD)
+    return numbers.repeat(repeats)[: output.numel()].view(output.shape)
+
+
 def _to_float64(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
@@ -94,18 +123,17 @@ def _results(function: Callable[..., Any], inputs: Inputs) -> dict[str, Tensor]:
     leaves = {name: leaf for name, leaf in named_tensors(inputs) if leaf.requires_grad}
     differentiable = [output for output in outputs.values() if output.requires_grad]
     if leaves and differentiable:
-        generator = torch.Generator().manual_seed(1)
-        cotangents = [
-            torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output) for output in differentiable
-        ]
+        cotangents = [random_cotangent(output, seed) for seed, output in enumerate(differentiable)]
         gradients = torch.autograd.grad(differentiable, list(leaves.values()), cotangents, allow_unused=True)
         for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
             results[f"d {name}"] = torch.zeros_like(leaf) if gradient is None else gradient
     return results
 
 
-def _deviation(name: str, found: Tensor, reference: Tensor, truth: Tensor, spec: Spec, dtype: torch.dtype) -> Deviation:
-    if found.shape != truth.shape:
+def _deviation(
+    name: str, found: Tensor | None, reference: Tensor, truth: Tensor, spec: Spec, dtype: torch.dtype
+) -> Deviation:
+    if found is None or found.shape != truth.shape:
         return Deviation(name, math.inf, 0.0, 0.0)
     if not truth.is_floating_point():
         return Deviation(name, float((found != truth).sum()), float((reference != truth).sum()), 0.0)

@@ -17,7 +17,8 @@ from .audio_mae import AudioMAE
 from .audio_text import AudioText
 from .config import MAX_PATCHES, MAX_TEXT_TOKENS, AudioMAEConfig, AudioTextConfig, NetworkConfig
 from .config_io import from_dict, to_dict
-from .weights import check_tensors, load_tensors, save_tensors, shapes
+from .tensor_shapes import check_tensors, shapes
+from .weights import load_tensors, save_tensors
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"

@@ -8,8 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import InputError
-
-Shape = tuple[int, ...]
+from .tensor_shapes import check_tensors, shapes
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -35,20 +34,3 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) ->
     """
     check_tensors(shapes(tensors), shapes(module.state_dict()), source)
     module.load_state_dict(dict(tensors))
-
-
-def shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
-    """Return the shape of every tensor by name."""
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def check_tensors(found: Mapping[str, Shape], expected: Mapping[str, Shape], source: Path) -> None:
-    """Raise InputError that names the first tensor that is missing, unexpected or of another shape."""
-    for name, shape in expected.items():
-        if name not in found:
-            raise InputError(f"{source}: tensor {name} is missing; is this a checkpoint of another model or stage?")
-        if found[name] != shape:
-            raise InputError(f"{source}: tensor {name} has shape {found[name]}, the model expects {shape}")
-    for name in found:
-        if name not in expected:
-            raise InputError(f"{source}: tensor {name} is not in the model; is this a checkpoint of another model?")

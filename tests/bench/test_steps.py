@@ -2,38 +2,108 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from cacophony.__main__ import main
-from cacophony.bench.steps import CAPTION_TOKENS, CLIP_SECONDS, LAYOUTS, STAGES, noise_batch
+from cacophony.bench import steps
+from cacophony.bench.steps import STAGES, StepSettings, bench_steps, step_ratios
+from cacophony.bench.training_step import StepWork, Variant, fused_ops
+
+LAYOUTS = ("packed", "padded")
 
 
-def test_the_batch_is_ragged_and_the_same_for_every_layout():
-    batch, again = noise_batch(20, 100), noise_batch(20, 100)
-    assert torch.equal(batch.wave, again.wave)
-    assert torch.equal(batch.token_ids, again.token_ids)
-    seconds = batch.wave_lengths / 16_000
-    assert CLIP_SECONDS[0] <= float(seconds.min()) < float(seconds.max()) <= CLIP_SECONDS[1]
-    assert CAPTION_TOKENS[0] <= int(batch.token_lengths.min()) < int(batch.token_lengths.max()) <= CAPTION_TOKENS[1]
-
-
-def test_every_stage_and_layout_is_timed_with_machine_and_versions(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_every_stage_and_layout_is_timed_with_machine_and_versions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "steps.json"
     assert main(["bench", "steps", "--clips", "2", "--rounds", "1", "--device", "cpu", "--json", str(file)]) == 0
     figures = json.loads(file.read_text())
-    assert [(t["stage"], t["layout"]) for t in figures["steps"]] == [(s, x) for s in STAGES for x in LAYOUTS]
+    assert [(t["stage"], t["provider"], t["layout"]) for t in figures["steps"]] == [
+        (stage, "reference", layout) for stage in STAGES for layout in LAYOUTS
+    ]
     for stage in STAGES:
-        packed, padded = (t for t in figures["steps"] if t["stage"] == stage)
-        assert figures["padded_over_packed"][stage] == pytest.approx(padded["seconds"] / packed["seconds"])
+        packed, padded = (row["timing"] for row in figures["steps"] if row["stage"] == stage)
+        ratio = padded["seconds"] / packed["seconds"]
+        assert figures["step_ratios"][stage] == {"padded_over_packed": pytest.approx(ratio)}
         # The layouts do the same work: rates differ by the time alone.
         assert packed["valid_tokens_per_s"] * packed["seconds"] == pytest.approx(
             padded["valid_tokens_per_s"] * padded["seconds"]
         )
-    assert figures["versions"]["torch"] == torch.__version__
-    assert "times as long as packed" in capsys.readouterr().out
+        assert packed["mfu"] is None
+        assert packed["peak_bytes"] is None
+    assert figures["machine"]["versions"]["torch"] == torch.__version__
+    printed = capsys.readouterr().out
+    for stage in STAGES:
+        assert f"{stage}: padded takes {figures['step_ratios'][stage]['padded_over_packed']:.2f} times" in printed
 
 
-def test_a_wrong_number_of_rounds_is_one_line(capsys: pytest.CaptureFixture[str]):
-    assert main(["bench", "steps", "--rounds", "0"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+def test_a_variant_that_cannot_run_has_a_reason_and_the_rest_a_time() -> None:
+    variants = [Variant("fused", "packed"), Variant("reference", "packed")]
+    fused, reference = bench_steps(StepSettings(stages=["mae"], clips=1, rounds=1, variants=variants))
+    assert not fused_ops(torch.device("cpu"))
+    assert fused.reason == "no op has a fused implementation on cpu"
+    assert fused.timing is None
+    assert reference.timing is not None
+
+
+def test_a_stage_whose_time_is_over_makes_one_round() -> None:
+    variants = [Variant("reference", "packed")]
+    settings = StepSettings(stages=["mae"], clips=1, rounds=50, variants=variants, stage_seconds=0.0)
+    (row,) = bench_steps(settings)
+    assert row.timing is not None
+    assert row.timing.rounds == 1
+
+
+def test_variants_take_turns_and_one_that_breaks_does_not_stop_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[str] = []
+
+    def fake_step(*arguments: Any) -> Any:
+        variant = arguments[4]
+
+        def step() -> StepWork:
+            turns.append(variant.provider)
+            if variant.provider == "compile":
+                raise RuntimeError("no compiler\nand more")
+            return StepWork(100, 10**12)
+
+        return step
+
+    monkeypatch.setattr(steps, "training_step", fake_step)
+    variants = [Variant(name, "packed") for name in ("reference", "compile", "fused")]
+    rows = {row.provider: row for row in bench_steps(StepSettings(stages=["mae"], rounds=3, variants=variants))}
+    assert rows["compile"].reason == "RuntimeError: no compiler"
+    assert turns[-6:] == ["reference", "fused"] * 3
+    assert rows["fused"].timing is not None
+
+
+def test_ratios_compare_layouts_of_plain_pytorch_and_each_providers_best_with_fused() -> None:
+    def row(provider: str, layout: str, seconds: float | None) -> dict[str, Any]:
+        return {
+            "stage": "mae",
+            "provider": provider,
+            "layout": layout,
+            "timing": None if seconds is None else {"seconds": seconds},
+        }
+
+    rows = [row("reference", "packed", 4.0), row("reference", "padded", 6.0), row("compile", "padded", 3.0)]
+    assert step_ratios(rows) == {"mae": {"padded_over_packed": 1.5}}
+    rows.append(row("fused", "padded", None))
+    assert step_ratios(rows) == {"mae": {"padded_over_packed": 1.5}}
+    rows.append(row("fused", "packed", 2.0))
+    assert step_ratios(rows)["mae"] == {
+        "padded_over_packed": 1.5,
+        "reference_over_fused": 2.0,
+        "compile_over_fused": 1.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [(["--rounds", "0"], "--rounds is 0"), (["--clips", "0"], "--clips is 0")]
+)
+def test_a_wrong_number_is_one_line(flags: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "steps", *flags]) == 2
+    said = capsys.readouterr().err
+    assert expected in said
+    assert said.count("\n") == 1

@@ -1,0 +1,101 @@
+"""Figures of the bench, as they are in its JSON files, as Markdown tables."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .harness import PASSES
+
+KERNEL_COLUMNS = (
+    "op",
+    "case",
+    "dtype",
+    "provider",
+    "pass",
+    "ms",
+    "p20-p80",
+    "GB/s",
+    "TFLOP/s",
+    "of roof",
+    "× reference",
+    "extra MB",
+    "launches",
+)
+STEP_COLUMNS = ("stage", "provider", "layout", "step s", "p20-p80", "clips/s", "tokens/s", "TFLOP/s", "MFU", "peak GB")
+
+
+def kernel_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows of the kernel bench, one line a provider and pass; no time, then the reason."""
+    reference = {
+        (row["op"], row["case"], row["dtype"], name): row["passes"][name]["timing"]["ms_p50"]
+        for row in rows
+        if row["provider"] == "reference"
+        for name in row["passes"]
+    }
+    lines = []
+    for row in rows:
+        place = (row["op"], row["case"], row["dtype"])
+        if row["reason"]:
+            lines.append((*place, row["provider"], row["reason"]))
+        for name in PASSES:
+            if name not in row["passes"]:
+                continue
+            figures = row["passes"][name]
+            timing = figures["timing"]
+            before = reference.get((*place, name))
+            lines.append(
+                (
+                    *place,
+                    row["provider"],
+                    name + (" (host waits)" if name == "forward" and row["waits_for_device"] else ""),
+                    f"{timing['ms_p50']:.4f}",
+                    f"{timing['ms_p20']:.4f}-{timing['ms_p80']:.4f}",
+                    f"{figures['gb_per_s']:.0f}",
+                    f"{figures['tflop_per_s']:.1f}",
+                    "" if figures["roof_share"] is None else f"{figures['roof_share']:.0%}",
+                    "" if before is None else f"{before / timing['ms_p50']:.2f}",
+                    "" if timing["extra_bytes"] is None else f"{timing['extra_bytes'] / 1e6:.1f}",
+                    "" if row["launches"].get(name) is None else str(row["launches"][name]),
+                )
+            )
+    return table(KERNEL_COLUMNS, lines)
+
+
+def step_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows of the step bench, one line a stage and variant; no time, then the reason."""
+    lines = []
+    for row in rows:
+        name, t = (row["stage"], row["provider"], row["layout"]), row["timing"]
+        if t is None:
+            lines.append((*name, row["reason"]))
+            continue
+        lines.append(
+            (
+                *name,
+                f"{t['seconds']:.3f}",
+                f"{t['seconds_p20']:.3f}-{t['seconds_p80']:.3f}",
+                f"{t['clips_per_s']:.1f}",
+                f"{t['valid_tokens_per_s']:.0f}",
+                f"{t['model_tflops_per_s']:.4g}",
+                "" if t["mfu"] is None else f"{t['mfu']:.1%}",
+                "" if t["peak_bytes"] is None else f"{t['peak_bytes'] / 1e9:.1f}",
+            )
+        )
+    return table(STEP_COLUMNS, lines)
+
+
+def roof_line(roofs: Mapping[str, Any]) -> str:
+    """Return the measured roofs in one line."""
+    products = ", ".join(f"{name} {rate:.3g} TFLOP/s" for name, rate in roofs["matmul_tflop_per_s"].items())
+    return f"copying {roofs['copy_gb_per_s']:.0f} GB/s; multiplying {products}"
+
+
+def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table whose columns also line up where Markdown is not rendered; short lines are filled up."""
+    cells = [[*line, *[""] * (len(columns) - len(line))] for line in lines]
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in [list(columns), *cells]]
+    # A reason may be longer than its column: it does not widen it.
+    widths = [max(len(line[i]) for line in escaped if len(line[i]) <= 32) for i in range(len(columns))]
+    head, *body = [
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in escaped
+    ]
+    return "\n".join([head, f"|{'|'.join('-' * (width + 2) for width in widths)}|", *body])

@@ -1,0 +1,114 @@
+"""An optimiser step on noise, ready to be timed: network, objective and update of a stage, computed in one way."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ..data.noise import noise_batch
+from ..engine.config import ContrastiveRunConfig, MaeRunConfig, Precision, Stage, UpdateConfig
+from ..engine.distributed import World
+from ..engine.objectives import ContrastiveCaptioning, MaskedReconstruction, Objective
+from ..engine.update import Updater
+from ..errors import InputError
+from ..kernels.backend import Backend, choices, use_backend
+from ..kernels.layout import LayoutName
+from ..models.audio_mae import AudioMAE
+from ..models.audio_text import AudioText
+from ..models.config import AUDIO_MAE_SIZES, AUDIO_TEXT_SIZES
+from ..models.layers import init_weights
+
+StepProvider = Literal["reference", "compile", "fused"]
+"""Plain PyTorch, the same through ``torch.compile``, and the fused ops wherever the device has one."""
+
+_BACKENDS: dict[StepProvider, Backend] = {"reference": "reference", "compile": "reference", "fused": "auto"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute a step."""
+
+    provider: StepProvider
+    layout: LayoutName
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """What a step did: valid tokens and model FLOPs, all gradients together."""
+
+    valid_tokens: int
+    model_flops: int
+
+
+def training_step(
+    stage: Stage, size: str, clips: int, precision: Precision, variant: Variant, device: torch.device
+) -> Callable[[], StepWork]:
+    """Return a function that makes one optimiser step on ``clips`` clips in one micro-batch; stage 2 with SAM.
+
+    ``size`` names the networks (:mod:`cacophony.models.config`). Raises InputError where the variant is the fused one
+    and no op is fused on ``device``.
+    """
+    if variant.provider == "fused" and not fused_ops(device):
+        raise InputError(f"no op has a fused implementation on {device.type}")
+    config = _config(stage, size, clips, precision, variant.layout)
+    model, objective = _model_and_objective(config, World(0, 1, device))
+    init_weights(model, config.seed)
+    updater = Updater(model.to(device), config.update, config.steps)
+    if variant.provider == "compile":
+        for network in model.children():
+            network.compile()
+    vocab_size = config.model.text.vocab_size if isinstance(config, ContrastiveRunConfig) else 100
+    batch = noise_batch(clips, vocab_size).to(device)
+
+    def step() -> StepWork:
+        with use_backend(_BACKENDS[variant.provider]), _compiling():
+            inputs = objective.prepare(batch, 0)
+            report, outcome = updater.update(0, lambda: objective.backward(model, inputs))
+        return StepWork(report.valid_tokens * outcome.gradients, report.model_flops * outcome.gradients)
+
+    return step
+
+
+def fused_ops(device: torch.device) -> list[str]:
+    """Return the ops that the fused variant fuses on ``device``."""
+    with use_backend(_BACKENDS["fused"]):
+        return [choice.op for choice in choices(device) if choice.path == "fused"]
+
+
+def _model_and_objective(config: MaeRunConfig | ContrastiveRunConfig, world: World) -> tuple[nn.Module, Objective]:
+    if isinstance(config, MaeRunConfig):
+        return AudioMAE(config.model), MaskedReconstruction(config.objective, config, world)
+    return AudioText(config.model), ContrastiveCaptioning(config.objective, config, world, config.model.text.dropout)
+
+
+def _compiling() -> contextlib.AbstractContextManager[None]:
+    """Let ``torch.compile`` specialise on every layout and gradient mode; what it gives up on is an error.
+
+    By default it would go on uncompiled after eight specialisations, and the figure would not be its own.
+    """
+    return torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True)
+
+
+def _config(
+    stage: Stage, size: str, clips: int, precision: Precision, layout: LayoutName
+) -> MaeRunConfig | ContrastiveRunConfig:
+    if stage == "mae":
+        return MaeRunConfig(
+            model=AUDIO_MAE_SIZES[size],
+            update=UpdateConfig(warmup_steps=0),
+            batch_size=clips,
+            micro_batch_size=clips,
+            precision=precision,
+            layout=layout,
+        )
+    return ContrastiveRunConfig(
+        model=AUDIO_TEXT_SIZES[size],
+        update=UpdateConfig(warmup_steps=0, rho=0.075),
+        batch_size=clips,
+        micro_batch_size=clips,
+        precision=precision,
+        layout=layout,
+    )

@@ -1,0 +1,27 @@
+"""Whether named tensors fit a network, told by their shapes alone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import InputError
+
+Shape = tuple[int, ...]
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """Return the shape of every tensor by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def check_tensors(found: Mapping[str, Shape], expected: Mapping[str, Shape], source: Path) -> None:
+    """Raise InputError that names the first tensor that is missing, unexpected or of another shape."""
+    for name, shape in expected.items():
+        if name not in found:
+            raise InputError(f"{source}: tensor {name} is missing; is this a checkpoint of another model or stage?")
+        if found[name] != shape:
+            raise InputError(f"{source}: tensor {name} has shape {found[name]}, the model expects {shape}")
+    for name in found:
+        if name not in expected:
+            raise InputError(f"{source}: tensor {name} is not in the model; is this a checkpoint of another model?")
