@@ -113,17 +113,12 @@ def _attention_pool_cuda(
     layout: Layout,
 ) -> Tensor:
     op, width, device = "attention_pool", hidden.shape[-1], hidden.device.type
-    for name, tensor in {
-        "hidden": hidden,
-        "query": query,
-        "key_weight": key_weight,
-        "value_weight": value_weight,
-    }.items():
+    operands = {"hidden": hidden, "query": query, "key_weight": key_weight, "value_weight": value_weight}
+    for name, tensor in operands.items():
         check_dtype(op, name, tensor)
     check_dtype(op, "key_bias", key_bias, (key_weight.dtype,))
     check_dtype(op, "value_bias", value_bias, (value_weight.dtype,))
-    # meta has no autocast
-    autocast = device != "meta" and torch.is_autocast_enabled(device)
+    autocast = device != "meta" and torch.is_autocast_enabled(device)  # meta has none
     dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
     if not 1 <= width <= MAX_WIDTH:
         raise ValueError(f"{op}: hidden is {width} wide, expected 1 to {MAX_WIDTH}")

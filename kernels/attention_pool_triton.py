@@ -194,7 +194,8 @@ def attention_pool_bwd_kernel(
                 new_d_absorbed += (d_absorbed[block] + d_u,)
             d_absorbed = new_d_absorbed
 
-        # Gradients of scores add up to nothing. What rounding left of them multiplies what all tokens have in common.
+        # A sequence's score gradients add up to nothing; what rounding left over would multiply what its tokens have in
+        # common, which can be far larger than what tells them apart.
         new_d_absorbed = ()
         for block in tl.static_range(BLOCKS):
             c = block * BLOCK_D + column
