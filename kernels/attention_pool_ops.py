@@ -95,7 +95,7 @@ def attention_pool_bwd(
         d_query.to(query.dtype),
         d_key_weight.to(key_weight.dtype),
         d_value_weight.to(value_weight.dtype),
-        d_out.sum(0).to(value_weight.dtype),
+        d_out.sum(0, dtype=torch.float32).to(value_weight.dtype),
     )
 
 
