@@ -39,11 +39,21 @@ class Pooler(nn.Module):
         return normalise(self.projection(pooled))
 
     def flops(self, lengths: Tensor) -> int:
-        """FLOPs of a forward pass over sequences of these ``lengths``."""
+        """FLOPs of a forward pass over sequences of these ``lengths``, as the fused op computes it.
+
+        Per token and head a score and a weighted sum, per sequence the values of what was pooled. Keys and values of
+        every token, which the formula asks for, are not counted, for they need not be computed; nor is the one product
+        of the query with the key weight.
+        """
+        tokens, sequences = int(lengths.sum()), len(lengths)
+        pooled = 4 * tokens * self.query.weight.numel() * self.heads + self.value.flops(sequences)
+        return pooled + self.projection.flops(sequences)
+
+    def flops_saved(self, lengths: Tensor) -> int:
+        """FLOPs by which computing keys and values of every token, as the reference does, exceeds :meth:`flops`."""
         tokens, width = int(lengths.sum()), self.query.weight.numel()
-        return (
-            self.key.flops(tokens) + self.value.flops(tokens) + 4 * tokens * width + self.projection.flops(len(lengths))
-        )
+        projected = self.key.flops(tokens) + self.value.flops(tokens) + 4 * tokens * width
+        return projected + self.projection.flops(len(lengths)) - self.flops(lengths)
 
 
 class LogitScale(nn.Module):

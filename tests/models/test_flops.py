@@ -1,12 +1,13 @@
 """FLOP counts of the models equal those of the matrix products that run, where no slot is padding.
 
-What the models do not count, torch's counter does not either: norms, softmax, activations, embeddings' additions.
+What the models do not count, torch's counter does not either: norms, softmax, activations, embeddings' additions. The
+poolers count what the fused op computes and say how much more the reference, which runs here, does.
 """
 
 import torch
 from cacophony.kernels.layout import Padded, Patches, PatchPositions
 from cacophony.models.audio_mae import AudioMAE
-from cacophony.models.audio_text import AudioText
+from cacophony.models.audio_text import AudioText, Pooler
 from cacophony.models.config import AudioMAEConfig, AudioTextConfig, TextConfig, TransformerConfig
 from cacophony.models.layers import init_weights
 from torch.utils.flop_counter import FlopCounterMode
@@ -46,13 +47,23 @@ def test_audio_text() -> None:
     with FlopCounterMode(display=False) as counter:
         audio_hidden, _ = model.encode_audio(patches(10))
         text_hidden, _ = model.encode_text(ids, full(7))
-    assert model.embedding_flops(lengths(10), lengths(7)) == counter.get_total_flops()
+    saved = model.audio_pooler.flops_saved(lengths(10)) + model.text_pooler.flops_saved(lengths(7))
+    assert model.embedding_flops(lengths(10), lengths(7)) + saved == counter.get_total_flops()
     with counter:
         hidden = model.decode_caption(text_hidden, full(7), audio_hidden, full(10))
         model.caption_decoder.logits(hidden[:, :-1])  # the last token predicts nothing
     assert model.flops(lengths(10), lengths(7)) == model.embedding_flops(lengths(10), lengths(7)) + (
         counter.get_total_flops()
     )
+
+
+def test_pooling_projects_no_token() -> None:
+    """Of the 4 D² FLOPs of a token's key and value nothing is left but 4 D for each head."""
+    width, heads, clips = 768, 8, torch.tensor([496, 300])
+    pooler = Pooler(width, heads, projection_width=width)
+    per_clip = 4 * width * width  # values of what was pooled, projection
+    assert pooler.flops(clips) == 796 * 4 * width * heads + 2 * per_clip
+    assert pooler.flops_saved(clips) == 796 * (4 * width * width + 4 * width - 4 * width * heads) - 2 * 2 * width**2
 
 
 def test_a_batch_costs_the_sum_of_its_clips() -> None:
