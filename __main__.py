@@ -11,7 +11,14 @@ from typing import Any
 # times slower when another process wants a core; after a short spin they sleep.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from .bench.commands import all_command, compile_command, kernels_command, report_command, steps_command
+from .bench.commands import (
+    all_command,
+    compile_command,
+    kernels_command,
+    packing_command,
+    report_command,
+    steps_command,
+)
 from .data.commands import pack_command
 from .engine.commands import (
     INTERRUPTED,
@@ -52,6 +59,10 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "bench all": ("tests, ops and steps on a GPU, in ten minutes", command(all_command, "cacophony bench all")),
     "bench report": ("table and picture of a bench", command(report_command, "cacophony bench report")),
     "bench steps": ("time of a step of both stages", command(steps_command, "cacophony bench steps")),
+    "bench packing": (
+        "what padding costs: both towers, packed against padded",
+        command(packing_command, "cacophony bench packing"),
+    ),
     "bench compile": (
         "registers, spills and tensor cores of every kernel, without a GPU",
         command(compile_command, "cacophony bench compile"),
