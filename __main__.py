@@ -11,7 +11,7 @@ from typing import Any
 # times slower when another process wants a core; after a short spin they sleep.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from .bench.commands import steps_command
+from .bench.commands import compile_command, steps_command
 from .data.commands import pack_command
 from .engine.commands import (
     INTERRUPTED,
@@ -49,6 +49,10 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
         command(convert_command, "cacophony convert"),
     ),
     "bench steps": ("time of a step of both stages", command(steps_command, "cacophony bench steps")),
+    "bench compile": (
+        "registers, spills and tensor cores of every kernel, without a GPU",
+        command(compile_command, "cacophony bench compile"),
+    ),
     "doctor": ("what this machine and installation can do", command(doctor_command, "cacophony doctor")),
 }
 

@@ -1,4 +1,4 @@
-"""The command about evidence: bench steps."""
+"""The commands about evidence: bench steps, bench compile."""
 
 import sys
 from pathlib import Path
@@ -8,8 +8,9 @@ import tyro
 
 from ..engine.commands import check_writable
 from ..engine.distributed import choose_device
-from ..errors import InputError
+from ..errors import InputError, RunError
 from ..json_file import write_json
+from .compile_gate import ARCHITECTURES, INFORMATIVE_ARCHITECTURE, compile_kernels, markdown_table, problems
 from .steps import bench_steps, format_table, report
 
 
@@ -44,4 +45,28 @@ def steps_command(
     print(f"on {figures['device']}, {figures['threads']} threads, {figures['versions']}", file=sys.stderr)
     if json_file is not None:
         write_json(json_file, figures)
+    return 0
+
+
+def compile_command(
+    *,
+    arch: tuple[int, ...] = (*ARCHITECTURES, INFORMATIVE_ARCHITECTURE),
+    out: Path | None = None,
+) -> int:
+    """Compile every Triton kernel at the paper's shapes; needs no GPU. Fails on a spill or unused tensor cores.
+
+    Args:
+        arch: GPU architectures as numbers, 90 is sm_90; on 100 nothing fails.
+        out: File to write the table to.
+    """
+    if out is not None:
+        check_writable(out)
+    kernels = compile_kernels(arch)
+    table = markdown_table(kernels)
+    print(table)
+    if out is not None:
+        out.write_text(table)
+    found = problems(kernels)
+    if found:
+        raise RunError("; ".join(found))
     return 0

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from ..errors import InputError
-from .triton_runtime import INTERPRETING
+from .triton_runtime import HAS_TRITON, INTERPRETING
 
 Backend = Literal["auto", "fused", "reference"]
 
@@ -30,6 +30,7 @@ class Op:
     name: str
     reference: Callable[..., Any]
     fused: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    needs_triton: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,20 @@ _EVERY_OP = "*"
 
 
 def register(
-    name: str, *, reference: Callable[..., Any], fused: Mapping[str, Callable[..., Any]] | None = None
+    name: str,
+    *,
+    reference: Callable[..., Any],
+    fused: Mapping[str, Callable[..., Any]] | None = None,
+    needs_triton: bool = True,
 ) -> Callable[..., Any]:
     """Declare an op once, at import of its file; returns the function that dispatches calls of it.
 
-    The returned dispatcher looks at the device of its first argument, a tensor.
+    ``fused`` implementations are kernels in Triton unless ``needs_triton`` is False. The returned dispatcher looks at
+    the device of its first argument, a tensor.
     """
     if name in _ops:
         raise RuntimeError(f"op {name!r} is registered twice: is the package imported under two names?")
-    _ops[name] = Op(name, reference, dict(fused or {}))
+    _ops[name] = Op(name, reference, dict(fused or {}), needs_triton)
 
     def dispatch(first: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         choice = choose(name, first.device)
@@ -108,20 +114,25 @@ def choose(name: str, device: torch.device) -> Choice:
     """Say which implementation of op ``name`` runs on ``device`` under the current backend, and why."""
     op = _ops[name]
     asked = current_backend(name)
-    fused = op.fused.get(device.type)
     if asked == "reference":
         return Choice(name, "reference", "backend reference was asked for", op.reference)
-    if fused is None and asked == "fused" and "cuda" in op.fused:
+    fused, where = op.fused.get(device.type), ""
+    if fused is None and asked == "fused" and op.needs_triton:
         if device.type == "meta":
-            return Choice(name, "fused", "backend fused was asked for, shapes only", op.fused["cuda"])
-        if device.type == "cpu" and INTERPRETING:
-            return Choice(name, "fused", "backend fused was asked for, in Triton's interpreter", op.fused["cuda"])
+            fused, where = op.fused.get("cuda"), ", shapes only"
+        elif device.type == "cpu" and INTERPRETING:
+            fused, where = op.fused.get("cuda"), ", in Triton's interpreter"
+    lack = "no fused implementation"
+    if fused is not None and op.needs_triton and not HAS_TRITON:
+        fused, lack = None, "no Triton, so no fused implementation"
     if fused is not None:
-        reason = "backend fused was asked for" if asked == "fused" else f"{device.type} has a fused implementation"
+        reason = (
+            f"backend fused was asked for{where}" if asked == "fused" else f"{device.type} has a fused implementation"
+        )
         return Choice(name, "fused", reason, fused)
     if asked == "fused":
-        return Choice(name, "refused", f"backend fused was asked for, but there is no fused {name} on {device.type}")
-    return Choice(name, "reference", f"no fused implementation on {device.type}", op.reference)
+        return Choice(name, "refused", f"backend fused was asked for, but there is {lack} of {name} on {device.type}")
+    return Choice(name, "reference", f"{lack} on {device.type}", op.reference)
 
 
 def choices(device: torch.device) -> list[Choice]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .layout import Layout, Padded
+
 FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes the kernels compute on, in float32 inside."""
 
@@ -27,3 +29,10 @@ def check_device(op: str, first: str, device: torch.device, **tensors: Tensor | 
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != device:
             raise ValueError(f"{op}: {name} is on {tensor.device}, expected {device} as {first}")
+
+
+def check_layout(op: str, name: str, tensor: Tensor, layout: Layout) -> None:
+    """Refuse a ``tensor`` ``[..., D]`` whose leading dimensions are not those of ``layout``."""
+    expected = tuple(layout.mask.shape) if isinstance(layout, Padded) else (layout.total,)
+    if tuple(tensor.shape[:-1]) != expected:
+        raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}, expected {[*expected, 'D']} as layout says")

@@ -6,12 +6,13 @@ in a replayed pass, so recomputation, gradient accumulation and SAM's second pas
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import backend, counter_rng
-from .counter_rng import device_fold, device_random_bits, device_root_key
+from .counter_rng import device_fold, device_random_bits
 from .layout import Layout, Packed, Padded, padded_layout
 from .spec import Case, Inputs, MakeInputs, Spec, Work
 from .triton_runtime import jit, tl
@@ -81,36 +82,51 @@ def threshold(rate: float) -> int:
     return int(rate * 2**32)
 
 
-KernelArguments = tuple[float, list[int], Tensor | None, Tensor | None, Tensor | None]
-"""What an op with dropout inside takes: rate, [seed, step, site, row_length], sample_index, sequence_ids, positions.
-
-``row_length`` is the slots of a sequence in the padded layout; in the packed one two tensors say where a row belongs.
-"""
+OpArguments = tuple[float, list[int], Tensor | None, Tensor | None, Tensor | None]
+"""What a torch op with dropout inside takes: rate, [seed, step, site, slots of a padded sequence], sample_index,
+sequence_ids, positions. The last two say where a packed row belongs."""
 
 
-def kernel_arguments(key: DropoutKey | None, layout: Layout | None, device: torch.device) -> KernelArguments:
-    """Unfold ``key`` and ``layout`` for :func:`device_kept`; rate 0 without a key."""
+def op_arguments(key: DropoutKey | None, layout: Layout | None, device: torch.device) -> OpArguments:
+    """Unfold ``key`` and ``layout`` for a torch op; rate 0 without a key."""
     if key is None or key.rate == 0.0:
         return 0.0, [0, 0, 0, 1], None, None, None
     if layout is None:
         raise ValueError("dropout: layout is None, expected the tokens' layout beside a key")
-    sample_index = key.sample_index.to(device)
+    if key.sample_index.shape != (layout.batch_size,):
+        found, expected = list(key.sample_index.shape), [layout.batch_size]
+        raise ValueError(f"dropout: sample_index has shape {found}, expected {expected}, the sequences of layout")
+    sample_index, integers = key.sample_index.to(device), [key.seed, key.step, key.site]
     if isinstance(layout, Padded):
-        return key.rate, [key.seed, key.step, key.site, layout.mask.shape[1]], sample_index, None, None
-    return key.rate, [key.seed, key.step, key.site, 1], sample_index, layout.sequence_ids, layout.positions
+        return key.rate, [*integers, layout.mask.shape[1]], sample_index, None, None
+    return key.rate, [*integers, 1], sample_index, layout.sequence_ids, layout.positions
+
+
+def kernel_arguments(
+    rate: float,
+    integers: list[int],
+    sample_index: Tensor | None,
+    sequence_ids: Tensor | None,
+    positions: Tensor | None,
+) -> tuple[Any, ...]:
+    """Return the scale of what stays, then the arguments of :func:`device_kept` after the rows, from an op's."""
+    *key, slots = integers
+    site_key = counter_rng.host_key(*key)
+    limit = counter_rng.signed32(threshold(rate))
+    return 1.0 / (1.0 - rate), limit, slots, site_key, sample_index, sequence_ids, positions
 
 
 @jit
-def device_kept(row, column, in_row, sample_index, sequence_ids, positions, row_length, seed, step, site, threshold):
+def device_kept(row, column, in_row, threshold, slots, site_key, sample_index, sequence_ids, positions):
     """Which features ``[rows, columns]`` stay: the mask of :func:`dropout_reference` in a kernel."""
     if sequence_ids is None:
-        sequence, position = row // row_length, row % row_length
+        sequence, position = row // slots, row % slots
     else:
         sequence = tl.load(sequence_ids + row, in_row, other=0)
         position = tl.load(positions + row, in_row, other=0)
     sample = tl.load(sample_index + sequence, in_row, other=0)
-    site_key = device_fold(device_root_key(seed, step), site.to(tl.int64))
-    token_key = device_fold(device_fold(site_key, sample.to(tl.int64)), position.to(tl.int64))
+    sample_key = device_fold(site_key.to(tl.uint32), sample.to(tl.int64))
+    token_key = device_fold(sample_key, position.to(tl.int64))
     return device_random_bits(token_key[:, None], column[None, :]) >= threshold.to(tl.uint32)
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import backend
-from .checks import FUSED_DTYPES, check_device, check_dtype, check_shape
-from .dropout import DropoutKey, dropout, kernel_arguments
+from .checks import FUSED_DTYPES, check_device, check_dtype, check_layout, check_shape
+from .dropout import DropoutKey, dropout_reference, op_arguments
 from .layer_norm_triton import MAX_WIDTH, layer_norm_bwd_op, layer_norm_fwd_op
 from .layout import Layout, Packed, padded_layout
-from .spec import Case, Inputs, MakeInputs, Spec, Work
+from .spec import Case, Inputs, MakeInputs, Spec, Work, draw_normal
 
 
 class LayerNormFunction(torch.autograd.Function):
@@ -26,7 +26,7 @@ class LayerNormFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *rest: Any) -> Any:
         """Run forward and keep what was normalised."""
         normed, new_residual, mean, rstd = layer_norm_fwd_op(x, residual, weight, bias, *rest)
-        _, _, ctx.rate, ctx.key, *rows = rest
+        _, _, ctx.rate, ctx.integers, *rows = rest
         ctx.x_dtype, ctx.is_sum = x.dtype, residual is not None
         ctx.save_for_backward(x if residual is None else new_residual, weight, mean, rstd, *rows)
         ctx.set_materialize_grads(False)
@@ -41,7 +41,7 @@ class LayerNormFunction(torch.autograd.Function):
         d_normed = torch.zeros_like(h) if d_normed is None else d_normed.contiguous()
         d_sum = d_new_residual.contiguous() if ctx.is_sum and d_new_residual is not None else None
         d_residual, d_x, d_parameters = layer_norm_bwd_op(
-            d_normed, d_sum, h, weight, mean, rstd, ctx.x_dtype, ctx.rate, ctx.key, *rows
+            d_normed, d_sum, h, weight, mean, rstd, ctx.x_dtype, ctx.rate, ctx.integers, *rows
         )
         d_weight, d_bias = d_parameters.unbind()
         d_x = d_x if d_x.dim() == 2 else d_residual
@@ -77,6 +77,10 @@ def add_layer_norm(
     does.
     """
     _check("add_layer_norm", x, residual, weight, bias)
+    if layout is not None:
+        check_layout("add_layer_norm", "x", x, layout)
+    elif dropout_key is not None:
+        raise ValueError("add_layer_norm: layout is None, expected the tokens' layout beside dropout_key")
     return _add_dispatch(x, residual, weight, bias, eps, dropout_key=dropout_key, layout=layout, dtype=dtype)
 
 
@@ -101,8 +105,8 @@ def add_layer_norm_reference(
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute :func:`add_layer_norm` in plain PyTorch."""
-    if dropout_key is not None and layout is not None:
-        x = dropout(x, dropout_key, layout)
+    if dropout_key is not None and dropout_key.rate > 0.0 and layout is not None:
+        x = dropout_reference(x, dropout_key, layout)
     new_residual = (residual + x).to(residual.dtype)
     return layer_norm_reference(new_residual, weight, bias, eps, dtype=dtype), new_residual
 
@@ -110,7 +114,7 @@ def add_layer_norm_reference(
 def _layer_norm_cuda(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, dtype: torch.dtype | None) -> Tensor:
     _check_fused("layer_norm", dtype, x=x, weight=weight, bias=bias)
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    dropout_arguments = kernel_arguments(None, None, x.device)
+    dropout_arguments = op_arguments(None, None, x.device)
     normed, _ = LayerNormFunction.apply(
         rows, None, weight.contiguous(), bias.contiguous(), eps, dtype or x.dtype, *dropout_arguments
     )
@@ -130,7 +134,7 @@ def _add_layer_norm_cuda(
 ) -> tuple[Tensor, Tensor]:
     _check_fused("add_layer_norm", dtype, x=x, residual=residual, weight=weight, bias=bias)
     rows, residual_rows = (tensor.reshape(-1, x.shape[-1]).contiguous() for tensor in (x, residual))
-    dropout_arguments = kernel_arguments(dropout_key, layout, x.device)
+    dropout_arguments = op_arguments(dropout_key, layout, x.device)
     normed, new_residual = LayerNormFunction.apply(
         rows, residual_rows, weight.contiguous(), bias.contiguous(), eps, dtype or residual.dtype, *dropout_arguments
     )
@@ -163,11 +167,14 @@ _add_dispatch = backend.register(
 )
 
 
-def _rows(*shape: int, scale: float = 1.0, offset: float = 0.0) -> MakeInputs:
+def _rows(*shape: int, scale: float = 1.0, offset: float = 0.0, stream: torch.dtype | None = None) -> MakeInputs:
+    """Rows x; with ``stream`` they and the parameters have that dtype and the normed the asked one, as in autocast."""
+
     def make(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Inputs:
-        x = (torch.randn(shape, generator=generator) * scale + offset).to(device, dtype).requires_grad_()
-        weight, bias = (torch.randn(shape[-1], generator=generator).to(x).requires_grad_() for _ in range(2))
-        return {"x": x, "weight": weight, "bias": bias, "eps": 1e-6}
+        sizes = shape, shape[-1:], shape[-1:]
+        x, weight, bias = (draw_normal(size, generator, device, stream or dtype) for size in sizes)
+        x.data.mul_(scale).add_(offset)
+        return {"x": x, "weight": weight, "bias": bias, "eps": 1e-6, "dtype": dtype if stream else None}
 
     return make
 
@@ -175,37 +182,44 @@ def _rows(*shape: int, scale: float = 1.0, offset: float = 0.0) -> MakeInputs:
 def _sums(
     lengths: list[int], width: int, *, rate: float = 0.0, padded: bool = False, stream: torch.dtype | None = None
 ) -> MakeInputs:
-    """Tokens of sequences of these ``lengths``; residual, weight and bias in ``stream`` where it is given."""
+    """Tokens x of sequences of these ``lengths``; residual and parameters in ``stream`` where it is given."""
 
     def make(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Inputs:
         packed = Packed.from_lengths(lengths, device)
         shape = (len(lengths), packed.padded_width, width) if padded else (packed.total, width)
-        wide = {"residual": shape, "weight": (width,), "bias": (width,)}
-        tensors = {"x": torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()}
-        for name, size in wide.items():
-            tensors[name] = torch.randn(size, generator=generator).to(device, stream or dtype).requires_grad_()
+        residual = _rows(*shape, stream=stream)(generator, device, dtype)
         sample_index = torch.randint(2**40, (len(lengths),), generator=generator).to(device)
-        key = DropoutKey(rate=rate, seed=2**40 + 3, step=1, sample_index=sample_index, site=5)
-        return {**tensors, "eps": 1e-5, "dropout_key": key, "layout": padded_layout(packed) if padded else packed}
+        return {
+            **residual,
+            "x": draw_normal(shape, generator, device, dtype),
+            "residual": residual["x"],
+            "dropout_key": DropoutKey(rate=rate, seed=2**40 + 3, step=1, sample_index=sample_index, site=5),
+            "layout": padded_layout(packed) if padded else packed,
+        }
 
     return make
 
 
 def _forward_work(inputs: Inputs) -> Work:
-    """Every operand is read, the normed and the sum are written."""
-    return Work(bytes=sum(2 * inputs[name].nbytes for name in ("x", "residual") if name in inputs))
+    """Read every operand, write the normed and the sum."""
+    x, residual = inputs["x"], inputs.get("residual")
+    stream = x if residual is None else residual
+    normed_bytes = stream.numel() * (inputs["dtype"] or stream.dtype).itemsize
+    return Work(bytes=x.nbytes + normed_bytes + (0 if residual is None else 2 * residual.nbytes))
 
 
 def _backward_work(inputs: Inputs) -> Work:
-    """The normalised and the gradients of what came out are read, the gradients of what went in are written.
+    """Read what was normalised and the gradients of what came out, write the gradients of what went in.
 
-    Residual and x share a gradient where nothing lies between them.
+    Residual and x share one where nothing lies between them.
     """
     x, residual = inputs["x"], inputs.get("residual")
+    stream = x if residual is None else residual
+    normed_bytes = stream.numel() * (inputs["dtype"] or stream.dtype).itemsize
     if residual is None:
-        return Work(bytes=3 * x.nbytes)
+        return Work(bytes=normed_bytes + 2 * x.nbytes)
     shared = inputs["dropout_key"].rate == 0.0 and x.dtype == residual.dtype
-    return Work(bytes=4 * residual.nbytes + (0 if shared else x.nbytes))
+    return Work(bytes=normed_bytes + 3 * residual.nbytes + (0 if shared else x.nbytes))
 
 
 SPEC = Spec(
@@ -222,7 +236,9 @@ SPEC = Spec(
         Case("large", _rows(9, 768, scale=1e4)),
         Case("far from zero", _rows(9, 768, offset=100.0)),
         Case("constant rows", _rows(9, 96, scale=0.0, offset=3.0)),
+        Case("float32 stream", _rows(5, 768, stream=torch.float32)),
         Case("stage 1", _rows(131_072, 768), paper=True),
+        Case("stage 1, float32 stream", _rows(131_072, 768, stream=torch.float32), paper=True),
     ),
     forward=_forward_work,
     backward=_backward_work,

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dropout import device_kept, threshold
+from .dropout import device_kept, kernel_arguments
 from .library import define
 from .triton_runtime import cdiv, jit, launch, next_power_of_two, processors, tl
 
@@ -13,7 +13,7 @@ MAX_WIDTH = 8192
 """Widest row: it has to fit into one program's registers."""
 
 
-@jit(do_not_specialize=["row_length", "seed", "step", "site", "threshold"])
+@jit(do_not_specialize=["rows", "threshold", "slots", "site_key"])
 def layer_norm_fwd_kernel(
     x,  # [rows, D]
     residual,  # [rows, D] or None
@@ -27,10 +27,8 @@ def layer_norm_fwd_kernel(
     eps,
     keep_scale,
     threshold,
-    row_length,
-    seed,
-    step,
-    site,
+    slots,  # of a padded sequence
+    site_key,
     sample_index,  # int64 [sequences] or None: no dropout
     sequence_ids,  # int64 [rows] or None: padded
     positions,  # int64 [rows] or None: padded
@@ -47,9 +45,7 @@ def layer_norm_fwd_kernel(
 
     h = tl.load(x + offsets, mask, other=0.0).to(tl.float32)
     if sample_index is not None:
-        kept = device_kept(
-            row, column, in_row, sample_index, sequence_ids, positions, row_length, seed, step, site, threshold
-        )
+        kept = device_kept(row, column, in_row, threshold, slots, site_key, sample_index, sequence_ids, positions)
         h = tl.where(kept, h * keep_scale, 0.0)
     if residual is not None:
         h += tl.load(residual + offsets, mask, other=0.0).to(tl.float32)
@@ -68,7 +64,7 @@ def layer_norm_fwd_kernel(
     tl.store(rstd + row, row_rstd, in_row)
 
 
-@jit(do_not_specialize=["row_length", "seed", "step", "site", "threshold"])
+@jit(do_not_specialize=["rows", "threshold", "slots", "site_key"])
 def layer_norm_bwd_kernel(
     d_normed,  # [rows, D]
     d_new_residual,  # [rows, D] or None
@@ -82,16 +78,15 @@ def layer_norm_bwd_kernel(
     rows,
     keep_scale,
     threshold,
-    row_length,
-    seed,
-    step,
-    site,
+    slots,  # of a padded sequence
+    site_key,
     sample_index,  # int64 [sequences] or None: no dropout
     sequence_ids,  # int64 [rows] or None: padded
     positions,  # int64 [rows] or None: padded
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Walk over every n-th block of rows, n the number of programs, adding up weight's and bias's gradients."""
     column = tl.arange(0, BLOCK_D)
@@ -99,7 +94,8 @@ def layer_norm_bwd_kernel(
     w = tl.load(weight + column, in_column, other=0.0).to(tl.float32)
     d_weight = tl.zeros((BLOCK_D,), tl.float32)
     d_bias = tl.zeros((BLOCK_D,), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
+    tiles = tl.cdiv(rows, BLOCK_ROWS)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):  # type: ignore[misc]
         row = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         in_row = row < rows
         mask = in_row[:, None] & in_column[None, :]
@@ -122,7 +118,7 @@ def layer_norm_bwd_kernel(
         if d_x is not None:
             if sample_index is not None:
                 kept = device_kept(
-                    row, column, in_row, sample_index, sequence_ids, positions, row_length, seed, step, site, threshold
+                    row, column, in_row, threshold, slots, site_key, sample_index, sequence_ids, positions
                 )
                 dh = tl.where(kept, dh * keep_scale, 0.0)
             tl.store(d_x + offsets, dh.to(d_x.dtype.element_ty), mask)
@@ -131,7 +127,7 @@ def layer_norm_bwd_kernel(
     tl.store(out + D, d_bias, in_column)
 
 
-@jit
+@jit(do_not_specialize=["programs"])
 def sum_partials_kernel(partials, total, programs, N, BLOCK_PROGRAMS: tl.constexpr, BLOCK_N: tl.constexpr):
     """Add ``partials`` float32 ``[programs, N]`` in a fixed order: ``total`` ``[N]``."""
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -144,14 +140,14 @@ def sum_partials_kernel(partials, total, programs, N, BLOCK_PROGRAMS: tl.constex
     tl.store(total + column, accumulated.to(total.dtype.element_ty), in_column)
 
 
-def _tiles(width: int) -> dict[str, int]:
-    """Rows and warps of a program: 4096 elements on 4 warps, 32 a thread, until a row alone is larger."""
+def _tiles(width: int, elements: int) -> dict[str, int]:
+    """Rows and warps of a program that holds ``elements`` at a time, or one row where that is more."""
     block = next_power_of_two(width)
     return {
         "D": width,
         "BLOCK_D": block,
-        "BLOCK_ROWS": max(4096 // block, 1),
-        "num_warps": max(block // 1024, 4),
+        "BLOCK_ROWS": max(elements // block, 1),
+        "num_warps": max(block // 512, 4),
     }
 
 
@@ -162,16 +158,16 @@ def layer_norm_fwd(
     bias: Tensor,
     eps: float,
     dtype: torch.dtype,
-    *dropout_arguments: Any,
+    *dropout: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch the forward kernel on contiguous ``[rows, D]``: normed, new residual (``[0]`` without one), mean, rstd."""
     normed, new_residual, mean, rstd = _fwd_outputs(x, residual, weight, bias, eps, dtype)
-    tiles = _tiles(x.shape[1])
+    tiles = _tiles(x.shape[1], 4096)
     launch(
         layer_norm_fwd_kernel,
         (cdiv(x.shape[0], tiles["BLOCK_ROWS"]),),
         *(x, residual, weight, bias, normed, new_residual, mean, rstd, x.shape[0], eps),
-        *_kernel_dropout(*dropout_arguments),
+        *kernel_arguments(*dropout),
         **tiles,
     )
     return normed, new_residual, mean, rstd
@@ -186,20 +182,25 @@ def layer_norm_bwd(
     rstd: Tensor,
     x_dtype: torch.dtype,
     rate: float,
-    *key_and_rows: Any,
+    *dropout: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch both backward kernels: gradients of h, of x (``[0]`` where the same), of weight and bias ``[2, D]``."""
     d_residual, d_x, d_parameters = _bwd_outputs(d_normed, d_new_residual, h, weight, mean, rstd, x_dtype, rate)
     rows, width = h.shape
-    tiles = _tiles(width)
-    programs = min(cdiv(rows, tiles["BLOCK_ROWS"]), 4 * processors(h.device))
+    tiles = _tiles(width, 2048)
+    # All programs run at once: what they hold leaves room for three on a processor, fewer of the widest. Two blocks of
+    # rows are on their way to shared memory while one is computed, where three fit there.
+    together = min(max(MAX_WIDTH // tiles["BLOCK_D"], 1), 3)
+    programs = min(cdiv(rows, tiles["BLOCK_ROWS"]), together * processors(h.device))
+    stages = 3 if tiles["BLOCK_D"] <= 2048 else 1
     partials = torch.empty((programs, 2 * width), dtype=torch.float32, device=h.device)
     launch(
         layer_norm_bwd_kernel,
         (programs,),
         *(d_normed, d_new_residual, h, weight, mean, rstd, d_residual, d_x if d_x.dim() == 2 else None),
-        *(partials, rows, *_kernel_dropout(rate, *key_and_rows)),
+        *(partials, rows, *kernel_arguments(rate, *dropout)),
         **tiles,
+        STAGES=stages,
     )
     columns = 32
     launch(
@@ -210,18 +211,6 @@ def layer_norm_bwd(
         BLOCK_N=columns,
     )
     return d_residual, d_x, d_parameters
-
-
-def _kernel_dropout(
-    rate: float,
-    key: list[int],
-    sample_index: Tensor | None,
-    sequence_ids: Tensor | None,
-    positions: Tensor | None,
-) -> tuple[Any, ...]:
-    seed, step, site, row_length = key
-    scale = 1.0 / (1.0 - rate)
-    return scale, threshold(rate), row_length, seed, step, site, sample_index, sequence_ids, positions
 
 
 def _fwd_outputs(
@@ -249,7 +238,7 @@ def _bwd_outputs(
     return torch.empty_like(h), d_x, weight.new_empty((2, h.shape[1]))
 
 
-_DROPOUT_SCHEMA = "float rate, SymInt[] key, Tensor? sample_index, Tensor? sequence_ids, Tensor? positions"
+_DROPOUT_SCHEMA = "float rate, SymInt[] integers, Tensor? sample_index, Tensor? sequence_ids, Tensor? positions"
 layer_norm_fwd_op = define(
     "layer_norm_fwd(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps, ScalarType dtype, "
     f"{_DROPOUT_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",

@@ -3,11 +3,12 @@
 Tests, benches, the compile gate and ``cacophony parity`` iterate over the specs; an op's file ends with its ``SPEC``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 Inputs = Mapping[str, Any]
 """Keyword arguments of an op's public function: tensors, layouts, numbers."""
@@ -21,9 +22,16 @@ class MakeInputs(Protocol):
         ...
 
 
+def draw_normal(shape: Sequence[int], generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Draw a leaf that asks for its gradient from N(0, 1); on ``meta`` nothing is drawn, however large it is."""
+    if device.type == "meta":
+        return torch.empty(shape, device=device, dtype=dtype, requires_grad=True)
+    return torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
+
+
 @dataclass(frozen=True)
 class Case:
-    """Inputs of one shape. ``paper`` cases have the paper's shapes, for benches; the others are small, for tests."""
+    """Inputs of one shape. ``paper`` cases have the paper's, for benches and the compile gate; others are small."""
 
     name: str
     make: MakeInputs = field(repr=False)

@@ -19,7 +19,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
                 return tensor.fill_(True)
             if tensor.is_floating_point():
                 return tensor.fill_(float("nan"))
-            return tensor.fill_(torch.iinfo(tensor.dtype).max - 12345 % torch.iinfo(tensor.dtype).max)
+            return tensor.fill_(torch.iinfo(tensor.dtype).max - 7)
 
         return fill
 

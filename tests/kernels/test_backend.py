@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import pytest
@@ -97,6 +98,50 @@ def test_fused_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch, h
         with use_backend("fused"), pytest.raises(InputError, match=r"fused.*toy_refused on cpu"):
             op(torch.zeros(1))
     assert not calls
+
+
+def test_without_triton_kernels_of_it_are_not_chosen(both: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    native = register("toy_native", reference=plain, fused={"cpu": fast}, needs_triton=False)
+    monkeypatch.setattr(backend, "HAS_TRITON", False)
+    assert both(torch.zeros(1)) == "reference"
+    assert native(torch.zeros(1)) == "fused"
+    assert "no Triton" in choose("toy_both", CPU).reason
+    with use_backend("fused"), pytest.raises(InputError, match=r"no Triton.*toy_both on cpu"):
+        both(torch.zeros(1))
+
+
+def test_the_cuda_kernels_run_in_the_interpreter_and_give_shapes_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = register("toy_cuda", reference=plain, fused={"cuda": fast})
+    monkeypatch.setattr(backend, "HAS_TRITON", True)
+    monkeypatch.setattr(backend, "INTERPRETING", True)
+    for device in ("cpu", "meta"):
+        x = torch.zeros(1, device=device)
+        assert op(x) == "reference"
+        with use_backend("fused"):
+            assert op(x) == "fused"
+    monkeypatch.setattr(backend, "INTERPRETING", False)
+    with use_backend("fused"), pytest.raises(InputError, match="toy_cuda on cpu"):
+        op(torch.zeros(1))
+
+
+def test_the_choice_holds_in_other_threads(both: Callable[..., Any]) -> None:
+    """Autograd runs backward, and what it computes again, in threads of its own."""
+    with use_backend("reference"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(both, torch.zeros(1)).result() == "reference"
+
+
+@pytest.mark.parametrize("how", ["context", "environment"])
+def test_a_compiled_function_follows_the_backend(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    op = register("toy_compiled", reference=lambda x: x + 1, fused={"cpu": lambda x: x + 2})
+    torch._dynamo.reset()
+    compiled = torch.compile(op, fullgraph=True, backend="eager")
+    for asked, expected in (("fused", 2.0), ("reference", 1.0), ("fused", 2.0)):
+        if how == "environment":
+            monkeypatch.setenv("CACOPHONY_BACKEND", asked)
+            assert compiled(torch.zeros(1)) == expected
+        else:
+            with use_backend(cast(Backend, asked)):
+                assert compiled(torch.zeros(1)) == expected
 
 
 def test_context_beats_environment_and_ends(both: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,16 @@ import itertools
 
 import pytest
 import torch
-from cacophony.kernels.counter_rng import fold, hash32, random_bits, root_key
+from cacophony.kernels.counter_rng import (
+    device_fold,
+    device_random_bits,
+    fold,
+    hash32,
+    host_key,
+    random_bits,
+    root_key,
+)
+from cacophony.kernels.triton_runtime import HAS_TRITON, jit, launch, tl
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -54,6 +63,29 @@ def test_fold_and_random_bits_equal_python_integers(key: int, value: int) -> Non
     assert int(fold(torch.tensor(key), value)) == fold_of(key, value)
     expected = hash_of(hash_of((value * 0x9E3779B9 + key) & WORD) ^ key)
     assert int(random_bits(torch.tensor(key), torch.tensor(value))) == expected
+
+
+@jit
+def words_kernel(key, value, folded, bits, root, host_key, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    words, values = tl.load(key + i).to(tl.uint32), tl.load(value + i)
+    tl.store(folded + i, device_fold(words, values).to(tl.int64))
+    tl.store(bits + i, device_random_bits(words, values).to(tl.int64))
+    tl.store(root + i, tl.zeros((BLOCK,), tl.int64) + host_key.to(tl.uint32).to(tl.int64))
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.parametrize(("seed", "step"), [(0, 0), (1, 7), (2**63 - 1, 2**31), (-5, 16)])
+def test_kernels_draw_the_same_words(seed: int, step: int) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    key = torch.randint(2**32, (256,), device=device)
+    value = torch.randint(-(2**63), 2**63 - 1, (256,), device=device)
+    value[:4] = torch.tensor([0, -1, 2**63 - 1, -(2**63)])
+    folded, bits, root = (torch.empty_like(key) for _ in range(3))
+    launch(words_kernel, (1,), key, value, folded, bits, root, host_key(seed, step), BLOCK=256)
+    assert torch.equal(folded, fold(key, value))
+    assert torch.equal(bits, random_bits(key, value))
+    assert torch.equal(root, root_key(seed, step, device).expand_as(root))
 
 
 def test_known_values() -> None:

@@ -53,6 +53,18 @@ def test_pre_norm_block_equals_torchs() -> None:
     torch.testing.assert_close(block(x, layout)[layout.mask], expected[layout.mask], rtol=1e-10, atol=1e-10)
 
 
+def test_norms_written_in_autocasts_dtype_change_no_number() -> None:
+    block = PreNormBlock(CONFIG)
+    init_weights(block, 0)
+    x = torch.randn(OWN.total, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = block(x, OWN)
+        residual = x + block.attention(block.attention_norm(x), OWN)
+        expected = residual + block.mlp_out(block.mlp_in(block.mlp_norm(residual), "silu"))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
 def test_post_norm_block_equals_torchs() -> None:
     block = ready(PostNormBlock(CONFIG, 12))
     oracle = nn.TransformerDecoderLayer(
