@@ -56,6 +56,21 @@ class Padded:
         """True for real tokens, bool ``[B, L]``."""
         return self.mask
 
+    @cached_property
+    def packed(self) -> "Packed":
+        """Layout of the valid tokens alone; reads the lengths back to the host, once."""
+        return Packed.from_lengths(self.lengths.cpu(), self.mask.device)
+
+    @cached_property
+    def packed_rows(self) -> Tensor:
+        """Row of every valid token in the flattened ``[B * L]``, int64 ``[T]``; waits for the device, once."""
+        return self.mask.flatten().nonzero()[:, 0]
+
+    @cached_property
+    def left_aligned(self) -> bool:
+        """Whether every sequence begins in slot 0 and has no hole; reads it back to the host, once."""
+        return not bool((self.mask[:, 1:] & ~self.mask[:, :-1]).any())
+
     def spread(self, per_sequence: Tensor) -> Tensor:
         """Give every token the value of its sequence: ``[B]`` to ``[B, L]``."""
         return per_sequence[:, None].expand_as(self.mask)
@@ -66,17 +81,46 @@ class Packed:
     """Tokens ``[T, ...]``, sequence after sequence: sequence b is ``cu_seqlens[b] : cu_seqlens[b + 1]``.
 
     ``cu_seqlens`` is int32 ``[B + 1]`` on the tokens' device, ``max_len`` at least the longest length, ``total`` = T;
-    both are known on the host, so that no shape ever has to be read back from the device.
+    both are known on the host, so that no shape ever has to be read back from the device. What the host can see is
+    checked, :meth:`check` looks at the rest: ValueError where the three do not fit. Sequences may be empty.
     """
 
     cu_seqlens: Tensor
     max_len: int
     total: int
 
+    def __post_init__(self) -> None:
+        """Check what can be checked without waiting for the device."""
+        if self.cu_seqlens.dtype != torch.int32 or self.cu_seqlens.dim() != 1 or not len(self.cu_seqlens):
+            found = f"{self.cu_seqlens.dtype} {list(self.cu_seqlens.shape)}"
+            raise ValueError(f"Packed: cu_seqlens is {found}, expected torch.int32 [sequences + 1]")
+        if not 0 <= self.total < 2**31:
+            raise ValueError(f"Packed: total is {self.total}, expected 0 to 2**31 - 1, which int32 cu_seqlens can hold")
+        if self.cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+            self.check()
+
+    def check(self) -> None:
+        """Raise ValueError where ``cu_seqlens`` is no partition of ``total`` tokens or a sequence exceeds ``max_len``.
+
+        Reads it back to the host: for layouts that come from elsewhere and already lie on a device.
+        """
+        offsets = self.cu_seqlens.cpu()
+        lengths = offsets.diff()
+        first, last = int(offsets[0]), int(offsets[-1])
+        if first != 0 or last != self.total:
+            raise ValueError(f"Packed: cu_seqlens goes from {first} to {last}, expected 0 to total, {self.total}")
+        if bool((lengths < 0).any()):
+            raise ValueError(f"Packed: cu_seqlens decreases after entry {int((lengths < 0).nonzero()[0])}")
+        longest = int(lengths.max()) if len(lengths) else 0
+        if self.max_len < longest:
+            raise ValueError(f"Packed: max_len is {self.max_len}, expected at least {longest}, the longest sequence")
+
     @classmethod
     def from_lengths(cls, lengths: Sequence[int] | Tensor, device: torch.device | str = "cpu") -> "Packed":
         """Build the layout of sequences with these ``lengths`` (host integers)."""
         host_lengths = torch.as_tensor(lengths, dtype=torch.int64, device="cpu")
+        if bool((host_lengths < 0).any()):
+            raise ValueError(f"Packed: lengths holds {int(host_lengths.min())}, expected no negative length")
         cu_seqlens = torch.zeros(len(host_lengths) + 1, dtype=torch.int64)
         torch.cumsum(host_lengths, 0, out=cu_seqlens[1:])
         max_len = int(host_lengths.max()) if len(host_lengths) else 0
@@ -159,8 +203,8 @@ def padded_layout(packed: Packed) -> Padded:
 
 
 def packed_layout(padded: Padded) -> Packed:
-    """Return the packed layout of a padded batch's valid tokens; reads the lengths back to the host."""
-    return Packed.from_lengths(padded.lengths.cpu(), padded.mask.device)
+    """Return the packed layout of a padded batch's valid tokens; reads the lengths back to the host, once."""
+    return padded.packed
 
 
 def pad(tokens: Tensor, packed: Packed) -> Tensor:
@@ -177,4 +221,10 @@ def unpad(tokens: Tensor, packed: Packed) -> Tensor:
 
 def pack(tokens: Tensor, padded: Padded) -> Tensor:
     """Take the valid tokens of ``[B, L, ...]``, wherever its mask has them: ``[T, ...]``; differentiable."""
-    return tokens.flatten(0, 1).index_select(0, padded.mask.flatten().nonzero()[:, 0])
+    return tokens.flatten(0, 1).index_select(0, padded.packed_rows)
+
+
+def unpack(tokens: Tensor, padded: Padded) -> Tensor:
+    """Undo :func:`pack`: lay the valid tokens ``[T, ...]`` out as ``[B, L, ...]``, zero elsewhere; differentiable."""
+    flat = tokens.new_zeros((padded.mask.numel(), *tokens.shape[1:]))
+    return flat.index_copy(0, padded.packed_rows, tokens).unflatten(0, padded.mask.shape)
