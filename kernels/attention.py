@@ -17,9 +17,9 @@ from . import backend
 from .attention_ops import attention_bwd_op, attention_fwd_op, write_gradients
 from .attention_providers.choice import REFERENCE, choose_provider
 from .attention_reference import attention_bwd_reference, attention_reference
-from .checks import check_device, check_shape
+from .checks import check_device, check_dtype, check_shape
 from .dropout import DropoutKey
-from .layout import Layout, Packed, Padded, pack, padded_layout, unpack
+from .layout import Layout, Packed, Padded, padded_layout
 from .spec import Case, Inputs, MakeInputs, Spec, Work, draw_normal
 
 
@@ -62,15 +62,14 @@ def attention(
     """Return softmax(q kᵀ / sqrt(head_dim)) v for each head.
 
     ``query`` ``[B, Lq, H, d]`` or ``[Tq, H, d]``, ``key`` and ``value`` likewise with their own layout; the result has
-    the query's shape. Keys of padding slots get no weight; where a sequence has no valid key at all the result is
-    finite: zero, or in plain PyTorch the mean of its slots (padded layout). ``causal`` aligns the last query slot with
-    the last key slot, so that a cached prefix of keys needs no argument (padded layout; packed sequences must have as
-    many queries as keys). Values of padding queries mean nothing.
+    the query's shape. Keys of padding slots get no weight. Where a sequence has no valid key at all, every slot gets
+    the same weight (padded layout) or the result is zero (packed), so it stays finite. ``causal`` aligns the last query
+    slot with the last key slot, so that a cached prefix of keys needs no argument (padded layout; packed sequences must
+    have as many queries as keys). Padding queries are computed; their values mean nothing.
 
-    Fused, padded tokens are packed on the way, which reads a layout's mask back once; decoding (a single query slot, a
-    causal cache of keys), dropout where padding precedes tokens, and a graph of ``torch.compile`` stay in plain
-    PyTorch. Raises ValueError for mixed layouts, for shapes and devices that do not fit and, fused, for a head dim or
-    dtype no provider takes.
+    Padded tokens stay in plain PyTorch under every backend: what their padding holds is part of the authors' result,
+    and no provider computes it. Raises ValueError for mixed layouts, for shapes and devices that do not fit and, under
+    backend fused, for a head dim or dtype no provider takes.
     """
     _check(query, key, value, query_layout, key_layout, causal)
     return _dispatch(query, key, value, query_layout, key_layout, causal=causal, dropout=dropout)
@@ -95,13 +94,10 @@ def attention_fwd(
     options: dict[str, Any] = {"causal": causal, "dropout": dropout}
     provider = REFERENCE
     if choice.path == "fused":
-        provider = _provider(query, query_layout, key_layout, **options)
+        provider = _provider(query, key, value, query_layout, **options)
     if provider == REFERENCE:
         out = attention_reference(query, key, value, query_layout, key_layout, **options)
         return out, AttentionSaved(REFERENCE, query.new_empty(0))
-    if isinstance(query_layout, Padded):
-        out, saved = attention_fwd(*_packed(query, key, value, query_layout, key_layout), **options)
-        return unpack(out, query_layout), saved
     out, lse = attention_fwd_op(query, key, value, *_arguments(query_layout, key_layout, **options), provider)
     return out, AttentionSaved(provider, lse)
 
@@ -129,18 +125,11 @@ def attention_bwd(
     options: dict[str, Any] = {"causal": causal, "dropout": dropout}
     if gradients is None:
         gradients = query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
-    if saved.provider != REFERENCE and isinstance(query_layout, Packed):
+    if saved.provider != REFERENCE:
         arguments = *_arguments(query_layout, key_layout, **options), saved.provider
         write_gradients(gradients, d_out, query, key, value, out, saved.lse, *arguments)
         return gradients
-    if isinstance(query_layout, Padded) and isinstance(key_layout, Padded) and saved.provider != REFERENCE:
-        *tensors, packed_queries, packed_keys = _packed(query, key, value, query_layout, key_layout)
-        outs = pack(d_out, query_layout), *tensors, pack(out, query_layout)
-        packed = attention_bwd(*outs, saved, packed_queries, packed_keys, **options)
-        layouts = query_layout, key_layout, key_layout
-        found = [unpack(gradient, layout) for gradient, layout in zip(packed, layouts, strict=True)]
-    else:
-        found = attention_bwd_reference(d_out, query, key, value, query_layout, key_layout, **options)
+    found = attention_bwd_reference(d_out, query, key, value, query_layout, key_layout, **options)
     for gradient, computed in zip(gradients, found, strict=True):
         gradient.copy_(computed)
     return gradients
@@ -157,36 +146,25 @@ def _attention_cuda(
     dropout: DropoutKey | None,
 ) -> Tensor:
     options: dict[str, Any] = {"causal": causal, "dropout": dropout}
-    provider = _provider(query, query_layout, key_layout, **options)
+    provider = _provider(query, key, value, query_layout, **options)
     if provider == REFERENCE:
         return attention_reference(query, key, value, query_layout, key_layout, **options)
-    if isinstance(query_layout, Padded):
-        return unpack(_attention_cuda(*_packed(query, key, value, query_layout, key_layout), **options), query_layout)
     return AttentionFunction.apply(query, key, value, *_arguments(query_layout, key_layout, **options), provider)
 
 
-def _provider(query: Tensor, query_layout: Layout, key_layout: Layout, causal: bool, dropout: DropoutKey | None) -> str:
-    """Name who computes it fused: of padded tokens the reference, where they cannot be packed or it does not pay."""
+def _provider(
+    query: Tensor, key: Tensor, value: Tensor, query_layout: Layout, causal: bool, dropout: DropoutKey | None
+) -> str:
+    """Name who computes it where the backend is fused."""
+    if isinstance(query_layout, Padded):
+        return REFERENCE
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        check_dtype("attention", name, tensor, (query.dtype,))
+        if tensor.numel() >= 2**31:
+            raise ValueError(f"attention: {name} has {tensor.numel()} elements, expected fewer than 2**31")
     drops = dropout is not None and dropout.rate > 0.0
-    if isinstance(query_layout, Padded) and isinstance(key_layout, Padded):
-        decodes = query_layout.mask.shape[1] == 1 or (causal and query_layout is not key_layout)
-        # Masks number the slots of a padded sequence, and packing would renumber them.
-        renumbers = drops and not (query_layout.left_aligned and key_layout.left_aligned)
-        if decodes or torch.compiler.is_compiling() or renumbers:
-            return REFERENCE
-    if query.numel() >= 2**31:
-        raise ValueError(f"attention: query has {query.numel()} elements, expected fewer than 2**31")
     insist = backend.current_backend("attention") == "fused"
     return choose_provider(query.device, query.dtype, query.shape[-1], causal, drops, insist)
-
-
-def _packed(
-    query: Tensor, key: Tensor, value: Tensor, query_layout: Layout, key_layout: Layout
-) -> tuple[Tensor, Tensor, Tensor, Packed, Packed]:
-    if not (isinstance(query_layout, Padded) and isinstance(key_layout, Padded)):
-        raise ValueError("attention: query and key must both be Padded or both Packed")
-    tensors = pack(query, query_layout), pack(key, key_layout), pack(value, key_layout)
-    return *tensors, query_layout.packed, key_layout.packed
 
 
 def _arguments(
@@ -232,7 +210,7 @@ def _sequences(
     rate: float = 0.0,
     padded: bool = False,
 ) -> MakeInputs:
-    """Self-attention, or cross-attention to sequences of ``key_lengths``; ``padded`` queries are all valid."""
+    """Self-attention, or cross-attention to sequences of ``key_lengths``."""
 
     def make(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Inputs:
         sample_index = torch.arange(len(query_lengths), device=device)
@@ -268,8 +246,8 @@ SPEC = Spec(
         Case("cross", _sequences([7, 3], [40, 8], heads=2, head_dim=96)),
         Case("cross, dropout", _sequences([7, 3], [70, 8], heads=2, head_dim=16, rate=0.5)),
         Case("queries without keys, keys without queries", _sequences([4, 0, 2], [0, 3, 5], heads=2, head_dim=8)),
-        Case("padded keys", _sequences([4, 4], [5, 2], heads=2, head_dim=8, padded=True)),
-        Case("padded, dropout", _sequences([6, 6], heads=2, head_dim=8, padded=True, rate=0.3)),
+        Case("padded", _sequences([5, 1, 9], heads=2, head_dim=24, padded=True)),
+        Case("a padded sequence with no key", _sequences([4, 0], heads=2, head_dim=8, padded=True)),
         Case("no token", _sequences([0, 0], heads=2, head_dim=8)),
         Case("stage 1, encoder", _sequences([150] * 512, heads=8, head_dim=96), paper=True),
         Case("stage 1, decoder", _sequences([750] * 128, heads=8, head_dim=96), paper=True),

@@ -56,21 +56,6 @@ class Padded:
         """True for real tokens, bool ``[B, L]``."""
         return self.mask
 
-    @cached_property
-    def packed(self) -> "Packed":
-        """Layout of the valid tokens alone; reads the lengths back to the host, once."""
-        return Packed.from_lengths(self.lengths.cpu(), self.mask.device)
-
-    @cached_property
-    def packed_rows(self) -> Tensor:
-        """Row of every valid token in the flattened ``[B * L]``, int64 ``[T]``; waits for the device, once."""
-        return self.mask.flatten().nonzero()[:, 0]
-
-    @cached_property
-    def left_aligned(self) -> bool:
-        """Whether every sequence begins in slot 0 and has no hole; reads it back to the host, once."""
-        return not bool((self.mask[:, 1:] & ~self.mask[:, :-1]).any())
-
     def spread(self, per_sequence: Tensor) -> Tensor:
         """Give every token the value of its sequence: ``[B]`` to ``[B, L]``."""
         return per_sequence[:, None].expand_as(self.mask)
@@ -203,8 +188,8 @@ def padded_layout(packed: Packed) -> Padded:
 
 
 def packed_layout(padded: Padded) -> Packed:
-    """Return the packed layout of a padded batch's valid tokens; reads the lengths back to the host, once."""
-    return padded.packed
+    """Return the packed layout of a padded batch's valid tokens; reads the lengths back to the host."""
+    return Packed.from_lengths(padded.lengths.cpu(), padded.mask.device)
 
 
 def pad(tokens: Tensor, packed: Packed) -> Tensor:
@@ -221,10 +206,4 @@ def unpad(tokens: Tensor, packed: Packed) -> Tensor:
 
 def pack(tokens: Tensor, padded: Padded) -> Tensor:
     """Take the valid tokens of ``[B, L, ...]``, wherever its mask has them: ``[T, ...]``; differentiable."""
-    return tokens.flatten(0, 1).index_select(0, padded.packed_rows)
-
-
-def unpack(tokens: Tensor, padded: Padded) -> Tensor:
-    """Undo :func:`pack`: lay the valid tokens ``[T, ...]`` out as ``[B, L, ...]``, zero elsewhere; differentiable."""
-    flat = tokens.new_zeros((padded.mask.numel(), *tokens.shape[1:]))
-    return flat.index_copy(0, padded.packed_rows, tokens).unflatten(0, padded.mask.shape)
+    return tokens.flatten(0, 1).index_select(0, padded.mask.flatten().nonzero()[:, 0])

@@ -10,10 +10,12 @@ import functools
 import logging
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
 from ...errors import InputError
+from .. import backend
 from .flash2 import Flash2
 from .flash3 import Flash3
 from .own_triton import OwnTriton
@@ -75,51 +77,57 @@ def choose_provider(
     was asked for by name and cannot serve.
     """
     problem = _problem(device, dtype, head_dim, causal, dropout)
-    chosen, refusals = _choose(problem, provider_asked())
-    if chosen == REFERENCE and refusals and insist:
-        raise ValueError(f"attention: no provider takes query and dropout as they are, {problem}: {refusals}")
-    return chosen
+    chosen = choose(problem, provider_asked())
+    if insist and chosen.provider == REFERENCE and chosen.refusals:
+        raise ValueError(f"attention: query with {problem} is taken by no provider: {'; '.join(chosen.refusals)}")
+    return chosen.provider
+
+
+class ProviderChoice(NamedTuple):
+    """Who serves a problem, by name, and why those before it in the order cannot."""
+
+    provider: str
+    refusals: tuple[str, ...] = ()
+
+
+@functools.cache
+def choose(problem: Problem, asked: str | None) -> ProviderChoice:
+    """Choose who serves ``problem``, once; raises InputError where ``asked`` cannot."""
+    if asked == REFERENCE:
+        return ProviderChoice(REFERENCE)
+    refusals: list[str] = []
+    for name in (asked,) if asked else ORDER.get(problem.head_dim, ANY_HEAD_DIM):
+        provider = PROVIDERS[name]
+        reason = provider.refusal(problem) or provider.unavailable()
+        if reason is None:
+            _log.info("attention with %s runs on %s", problem, name)
+            return ProviderChoice(name, tuple(refusals))
+        refusals.append(f"{name}: {reason}")
+    if asked:
+        raise InputError(f"attention provider {asked} was asked for and cannot serve {problem}: {refusals[0]}")
+    _log.warning("attention with %s runs in plain PyTorch: %s", problem, "; ".join(refusals))
+    return ProviderChoice(REFERENCE, tuple(refusals))
 
 
 def report(device: torch.device) -> list[str]:
-    """Say in three lines who serves attention of audio and text in bfloat16 on ``device``, and why others do not."""
+    """Say in lines who serves attention of audio and text in bfloat16 on ``device``, and why others do not."""
+    op = backend.choose("attention", device)
+    if op.path != "fused":
+        return [f"{op.path}: {op.reason}"]
     lines = []
     for purpose, head_dim, causal, dropout in (
         ("audio", 96, False, False),
         ("text", 64, True, False),
         ("text with dropout", 64, True, True),
     ):
+        problem = _problem(device, torch.bfloat16, head_dim, causal, dropout)
         try:
-            chosen, refusals = _choose(_problem(device, torch.bfloat16, head_dim, causal, dropout), provider_asked())
+            provider, refusals = choose(problem, provider_asked())
         except InputError as error:
-            chosen, refusals = "refused", str(error)
-        lines.append(f"{purpose} (head dim {head_dim}): {chosen}" + (f" [{refusals}]" if refusals else ""))
-    return lines
-
-
-@functools.cache
-def _choose(problem: Problem, asked: str | None) -> tuple[str, str]:
-    """Choose once for a problem; with the name comes why those before it in the order cannot serve."""
-    if asked == REFERENCE:
-        return REFERENCE, ""
-    if asked is not None:
-        if reason := _reason_against(asked, problem):
-            raise InputError(f"attention provider {asked} cannot serve {problem}: {reason}; ask for another, or auto")
-        return asked, ""
-    refusals: list[str] = []
-    for name in ORDER.get(problem.head_dim, ANY_HEAD_DIM):
-        reason = _reason_against(name, problem)
-        if reason is None:
-            _log.info("attention with %s runs on %s", problem, name)
-            return name, "; ".join(refusals)
-        refusals.append(f"{name} {reason}")
-    _log.warning("attention with %s runs in plain PyTorch: %s", problem, "; ".join(refusals))
-    return REFERENCE, "; ".join(refusals)
-
-
-def _reason_against(name: str, problem: Problem) -> str | None:
-    provider = PROVIDERS[name]
-    return provider.refusal(problem) or provider.unavailable()
+            provider, refusals = "refused", (str(error),)
+        lines.append(f"{purpose}, head dim {head_dim}: {provider}")
+        lines.extend(f"  not {refusal}" for refusal in refusals)
+    return [*lines, f"padded tokens: {REFERENCE}"]
 
 
 def _problem(device: torch.device, dtype: torch.dtype, head_dim: int, causal: bool, dropout: bool) -> Problem:

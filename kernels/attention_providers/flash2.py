@@ -4,6 +4,7 @@ FlashAttention 4 alone, or a build without its CUDA extension, shares the packag
 Never run by us on a GPU yet.
 """
 
+import re
 from types import ModuleType
 
 from torch import Tensor
@@ -20,12 +21,13 @@ class Flash2(Provider):
 
     def unavailable(self) -> str | None:
         """Say why the functions are not there."""
-        package, interface = import_guarded("flash_attn"), import_guarded(_MODULE)
-        if isinstance(package, str) or isinstance(interface, str):
-            return package if isinstance(package, str) else interface if isinstance(interface, str) else None
-        version = str(getattr(package, "__version__", "of unknown version"))
-        if not version.startswith("2.") or not version.split(".")[1].isdigit() or int(version.split(".")[1]) < 7:
-            return f"flash_attn is {version}, 2.7 or a newer 2 is needed"
+        for name in ("flash_attn", _MODULE):
+            module = import_guarded(name)
+            if isinstance(module, str):
+                return module
+        version = str(getattr(import_guarded("flash_attn"), "__version__", "of unknown version"))
+        if not re.match(r"2\.([7-9]|\d\d)", version):
+            return f"flash_attn is {version}, expected 2.7 or a newer 2"
         return None
 
     def refusal(self, problem: Problem) -> str | None:

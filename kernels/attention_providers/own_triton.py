@@ -45,7 +45,7 @@ class OwnTriton(Provider):
         queries, heads, head_dim = query.shape
         out = query.new_empty(query.shape)
         lse = query.new_empty((heads, queries), dtype=torch.float32)
-        tiles = _tiles(head_dim, sequences)
+        tiles = _tiles(query, key, sequences)
         blocks = cdiv(sequences.max_query, tiles["BLOCK_Q"])
         launch(
             attention_fwd_kernel,
@@ -72,7 +72,7 @@ class OwnTriton(Provider):
         d_query, d_key, d_value = gradients
         delta = torch.empty_like(lse)
         operands, numbers = _operands(query, key, value, sequences), _numbers(head_dim, sequences)
-        tiles = _tiles(head_dim, sequences)
+        tiles = _tiles(query, key, sequences)
         blocks = cdiv(sequences.max_query, tiles["BLOCK_Q"])
         launch(
             attention_bwd_query_kernel,
@@ -102,15 +102,20 @@ def _numbers(head_dim: int, sequences: Sequences) -> tuple[float, float, int, in
     return scale, 1.0 / (1.0 - rate), counter_rng.signed32(threshold(rate)), site_key
 
 
-def _tiles(head_dim: int, sequences: Sequences) -> dict[str, Any]:
-    """Blocks no longer than the longest sequence; tl.dot takes no fewer than 16 of anything."""
-    block_q, block_k = (min(max(next_power_of_two(n), 16), 64) for n in (sequences.max_query, sequences.max_key))
+def _tiles(query: Tensor, key: Tensor, sequences: Sequences) -> dict[str, Any]:
+    """Blocks as long as the mean sequence, so that the many short ones do not pay for the longest; 16 is the least."""
+    head_dim, sizes = query.shape[2], []
+    for tokens, longest in ((query.shape[0], sequences.max_query), (key.shape[0], sequences.max_key)):
+        typical = min(cdiv(tokens, sequences.count), longest)
+        sizes.append(min(max(next_power_of_two(typical), 16), 64))
+    block_d = max(next_power_of_two(head_dim), 16)
+    large = sizes[0] * sizes[1] >= 2048
     return {
         "HEAD_DIM": head_dim,
-        "BLOCK_D": max(next_power_of_two(head_dim), 16),
-        "BLOCK_Q": block_q,
-        "BLOCK_K": block_k,
+        "BLOCK_D": block_d,
+        "BLOCK_Q": sizes[0],
+        "BLOCK_K": sizes[1],
         "CAUSAL": sequences.causal,
         "DROPOUT": sequences.dropout_rate > 0.0,
-        "num_warps": 4 if block_q * block_k >= 2048 else 2,
+        "num_warps": (8 if block_d > 64 else 4) if large else 2,
     }
