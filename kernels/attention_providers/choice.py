@@ -102,9 +102,10 @@ def choose(problem: Problem, asked: str | None) -> ProviderChoice:
         if reason is None:
             _log.info("attention with %s runs on %s", problem, name)
             return ProviderChoice(name, tuple(refusals))
-        refusals.append(f"{name}: {reason}")
-    if asked:
-        raise InputError(f"attention provider {asked} was asked for and cannot serve {problem}: {refusals[0]}")
+        if asked:
+            remedy = f"take another, or {AUTO} for the first that can"
+            raise InputError(f"attention provider {asked} cannot serve {problem}: it {reason}; {remedy}")
+        refusals.append(f"{name}: it {reason}")
     _log.warning("attention with %s runs in plain PyTorch: %s", problem, "; ".join(refusals))
     return ProviderChoice(REFERENCE, tuple(refusals))
 
@@ -122,11 +123,12 @@ def report(device: torch.device) -> list[str]:
     ):
         problem = _problem(device, torch.bfloat16, head_dim, causal, dropout)
         try:
-            provider, refusals = choose(problem, provider_asked())
+            chosen = choose(problem, provider_asked())
         except InputError as error:
-            provider, refusals = "refused", (str(error),)
-        lines.append(f"{purpose}, head dim {head_dim}: {provider}")
-        lines.extend(f"  not {refusal}" for refusal in refusals)
+            lines += [f"{purpose}, head dim {head_dim}: refused", f"  {error}"]
+            continue
+        lines.append(f"{purpose}, head dim {head_dim}: {chosen.provider}")
+        lines.extend(f"  not {refusal}" for refusal in chosen.refusals)
     return [*lines, f"padded tokens: {REFERENCE}"]
 
 

@@ -27,7 +27,7 @@ class Flash2(Provider):
                 return module
         version = str(getattr(import_guarded("flash_attn"), "__version__", "of unknown version"))
         if not re.match(r"2\.([7-9]|\d\d)", version):
-            return f"flash_attn is {version}, expected 2.7 or a newer 2"
+            return f"is {version}, expected 2.7 or a newer 2"
         return None
 
     def refusal(self, problem: Problem) -> str | None:

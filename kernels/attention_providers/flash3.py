@@ -21,7 +21,7 @@ class Flash3(Provider):
         if isinstance(module, str):
             return module
         if not (hasattr(torch.ops.flash_attn_3, "fwd") and hasattr(torch.ops.flash_attn_3, "bwd")):
-            return "flash_attn_3 registers no ops fwd and bwd: a newer release is needed"
+            return "registers no ops fwd and bwd: a newer release is needed"
         return None
 
     def refusal(self, problem: Problem) -> str | None:

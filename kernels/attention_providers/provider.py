@@ -106,4 +106,4 @@ def import_guarded(name: str) -> ModuleType | str:
         return importlib.import_module(name)
     except Exception as error:
         reason = str(error).strip().splitlines()
-        return f"import {name}: {type(error).__name__}: {reason[0] if reason else 'no reason given'}"
+        return f"cannot be imported ({name}): {type(error).__name__}: {reason[0] if reason else 'no reason given'}"

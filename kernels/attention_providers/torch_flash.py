@@ -22,7 +22,7 @@ class TorchFlash(Provider):
     def unavailable(self) -> str | None:
         """Say why this build of PyTorch has no such kernels."""
         if not torch.backends.cuda.is_flash_attention_available():
-            return f"torch {torch.__version__} is built without flash attention"
+            return f"is not in this build of torch, {torch.__version__}"
         return None
 
     def refusal(self, problem: Problem) -> str | None:

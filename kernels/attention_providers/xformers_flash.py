@@ -28,7 +28,7 @@ class XformersFlash(Provider):
         if isinstance(module, str):
             return module
         if not (module.flash.FwOp.is_available() and module.flash.BwOp.is_available()):
-            return "this build of xformers has no flash operators"
+            return "has no flash operators in this build of xformers"
         return None
 
     def refusal(self, problem: Problem) -> str | None:
