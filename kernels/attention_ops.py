@@ -20,7 +20,8 @@ def attention_fwd(query: Tensor, key: Tensor, value: Tensor, *arguments: Any) ->
     if not query.numel() or not key.numel():
         out, lse = _fwd_outputs(query, key, value, *arguments)
         return out.zero_(), lse.zero_()
-    out, lse = PROVIDERS[provider].forward(*map(_last_contiguous, (query, key, value)), _sequences(*where))
+    query, key, value = map(_last_contiguous, (query, key, value))
+    out, lse = PROVIDERS[provider].forward(query, key, value, _sequences(*where))
     return out.contiguous(), lse
 
 
@@ -49,8 +50,9 @@ def write_gradients(
         for gradient in gradients:
             gradient.zero_()
         return
-    operands = map(_last_contiguous, (query, key, value))
-    PROVIDERS[provider].backward(d_out.contiguous(), *operands, out, lse, _sequences(*where), gradients)
+    query, key, value = map(_last_contiguous, (query, key, value))
+    sequences = _sequences(*where)
+    PROVIDERS[provider].backward(d_out.contiguous(), query, key, value, out, lse, sequences, gradients)
 
 
 def _sequences(

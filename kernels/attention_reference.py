@@ -46,11 +46,9 @@ def attention_bwd_reference(
     d s = p (d p - Σ p d p), d q = d s k / sqrt(d), d k = d sᵀ q / sqrt(d).
     """
     if isinstance(query_layout, Packed) and isinstance(key_layout, Packed):
-        padded = (pad(x, query_layout) for x in (d_out, query))
-        padded_keys = (pad(x, key_layout) for x in (key, value))
+        padded = pad(d_out, query_layout), pad(query, query_layout), pad(key, key_layout), pad(value, key_layout)
         layouts = padded_layout(query_layout), padded_layout(key_layout)
-        found = attention_bwd_reference(*padded, *padded_keys, *layouts, causal=causal, dropout=dropout)
-        d_query, d_key, d_value = found
+        d_query, d_key, d_value = attention_bwd_reference(*padded, *layouts, causal=causal, dropout=dropout)
         return unpad(d_query, query_layout), unpad(d_key, key_layout), unpad(d_value, key_layout)
     weights, allowed = _weights(query, key, key_layout, causal)
     d_out, query, key, value = (x.transpose(-3, -2) for x in (d_out, query, key, value))  # [B, H, L, d]

@@ -142,7 +142,7 @@ def attention_bwd_query_kernel(
         d_weights = tl.dot(d_o, tl.trans(v), input_precision="ieee")
         if DROPOUT:
             d_weights = tl.where(_kept(i[:, None], j[None, :], site_key, threshold), d_weights * keep_scale, 0.0)
-        d_scores = weights * (d_weights - d_total[:, None])
+        d_scores = weights * (d_weights - d_total[:, None])  # type: ignore[arg-type]
         d_q += tl.dot(d_scores.to(k.dtype), k, input_precision="ieee")
 
     d_q *= scale * 0.6931471805599453  # scale holds log2(e)

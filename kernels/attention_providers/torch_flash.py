@@ -57,7 +57,8 @@ class TorchFlash(Provider):
                 *(0.0, sequences.causal, seed, unused),
                 scale=query.shape[-1] ** -0.5,
             )
-        torch._foreach_copy_(list(gradients), list(found))
+        for gradient, computed in zip(gradients, found, strict=True):
+            gradient.copy_(computed)
 
 
 @contextlib.contextmanager
@@ -67,14 +68,14 @@ def deterministic() -> Iterator[None]:
     Memory it allocates is not filled, which that mode would do besides.
     """
     mode, warn_only = torch._C._get_deterministic_algorithms(), torch._C._get_deterministic_algorithms_warn_only()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    fill = torch._C._get_deterministic_fill_uninitialized_memory()
     torch._C._set_deterministic_algorithms(True, warn_only=False)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch._C._set_deterministic_fill_uninitialized_memory(False)
     try:
         yield
     finally:
         torch._C._set_deterministic_algorithms(mode, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        torch._C._set_deterministic_fill_uninitialized_memory(fill)
 
 
 def _lengths(sequences: Sequences) -> tuple[Tensor, Tensor, int, int]:

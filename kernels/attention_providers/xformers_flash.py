@@ -8,7 +8,6 @@ not ask for their deterministic mode. Importing ``xformers.ops`` fails where ``f
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .provider import Problem, Provider, Sequences, flash_refusal, import_guarded
@@ -66,7 +65,8 @@ class XformersFlash(Provider):
                 scale=query.shape[-1] ** -0.5,
                 op=fmha.flash.BwOp,
             )
-        torch._foreach_copy_(list(gradients), [tensor[0] for tensor in found])
+        for gradient, computed in zip(gradients, found, strict=True):
+            gradient.copy_(computed[0])
 
 
 def _fmha() -> ModuleType:

@@ -1,6 +1,7 @@
 """Attention against Python loops; layouts, causality, cached prefixes, dropout, masked rows; its explicit pair."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,15 @@ def tokens(*leading: int) -> Tensor:
 
 def full(batch: int, length: int) -> Padded:
     return Padded(torch.ones(batch, length, dtype=torch.bool))
+
+
+def leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_()
+
+
+def three(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = x.unbind(dim)
+    return query, key, value
 
 
 def slow(query: Tensor, key: Tensor, value: Tensor, valid: Tensor, causal: bool = False) -> Tensor:
@@ -162,8 +172,8 @@ def test_the_explicit_pair_is_what_autograd_gives(kind: str, form: str) -> None:
     if form == "padded":
         query, key, value = (pad(x.detach(), at) for x, at in ((query, queries), (key, keys), (value, keys)))
         layouts = padded_layout(queries), padded_layout(keys)
-    inputs = [x.detach().requires_grad_() for x in (query, key, value)]
-    options = {
+    inputs = leaf(query), leaf(key), leaf(value)
+    options: dict[str, Any] = {
         "causal": kind in ("causal", "dropout"),
         "dropout": DropoutKey(0.5, 1, 2, torch.arange(len(lengths))) if "dropout" in kind else None,
     }
@@ -180,7 +190,7 @@ def test_the_explicit_pair_is_what_autograd_gives(kind: str, form: str) -> None:
 
 def test_a_padded_sequence_without_keys_has_the_gradient_of_the_mean() -> None:
     layout = Padded(torch.tensor([[True, True], [False, False]]))
-    inputs = [tokens(2, 2).requires_grad_() for _ in range(3)]
+    inputs = leaf(tokens(2, 2)), leaf(tokens(2, 2)), leaf(tokens(2, 2))
     expected = attention(*inputs, layout, layout)
     out, saved = attention_fwd(*inputs, layout, layout)
     found = attention_bwd(torch.ones_like(out), *inputs, out, saved, layout, layout)
@@ -194,19 +204,16 @@ def test_the_explicit_pair_fused(rate: float) -> None:
     """Against the reference; one projection's gradient in one tensor, and inputs that are its parts."""
     layout = Packed.from_lengths([3, 0, 20])
     qkv = torch.randn(layout.total, 3, HEADS, 24)
-    options = {"causal": True, "dropout": DropoutKey(rate, 1, 2, torch.arange(3))}
-    expected, of_expected = attention_fwd(*qkv.unbind(1), layout, layout, **options)
+    inputs = three(qkv, 1)
+    options: dict[str, Any] = {"causal": True, "dropout": DropoutKey(rate, 1, 2, torch.arange(3))}
+    expected, of_expected = attention_fwd(*inputs, layout, layout, **options)
     cotangent = torch.randn_like(expected)
-    exact = attention_bwd(cotangent, *qkv.unbind(1), expected, of_expected, layout, layout, **options)
+    exact = attention_bwd(cotangent, *inputs, expected, of_expected, layout, layout, **options)
     d_qkv = torch.full_like(qkv, torch.nan)
-    d_query, d_key, d_value = d_qkv.unbind(1)
     with use_backend("fused"):
-        out, saved = attention_fwd(*qkv.unbind(1), layout, layout, **options)
-        attention_bwd(
-            *(cotangent, *qkv.unbind(1), out, saved, layout, layout),
-            gradients=(d_query, d_key, d_value),
-            **options,
-        )
+        out, saved = attention_fwd(*inputs, layout, layout, **options)
+        gradients = three(d_qkv, 1)
+        attention_bwd(cotangent, *inputs, out, saved, layout, layout, gradients=gradients, **options)
     assert saved.provider == "triton"
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(d_qkv, torch.stack(exact, dim=1), rtol=1e-5, atol=1e-5)
@@ -216,13 +223,13 @@ def test_the_explicit_pair_fused(rate: float) -> None:
 def test_a_micro_batch_drops_what_the_batch_drops() -> None:
     """The mask is replayed, whoever else is in the batch: what gradient accumulation and recomputation need."""
     lengths = [17, 5, 9]
-    layout, (query, key, value) = Packed.from_lengths(lengths), torch.randn(3, sum(lengths), HEADS, 16).unbind()
+    layout, (query, key, value) = Packed.from_lengths(lengths), three(torch.randn(3, sum(lengths), HEADS, 16), 0)
     with use_backend("fused"):
         whole = attention(
             query, key, value, layout, layout, causal=True, dropout=DropoutKey(0.5, 1, 2, torch.arange(3))
         )
         one = Packed.from_lengths(lengths[2:])
-        parts = (x[-9:] for x in (query, key, value))
+        parts = query[-9:], key[-9:], value[-9:]
         alone = attention(*parts, one, one, causal=True, dropout=DropoutKey(0.5, 1, 2, torch.tensor([2])))
     torch.testing.assert_close(alone, whole[-9:], rtol=1e-6, atol=1e-6)
 
@@ -254,7 +261,7 @@ def test_what_no_provider_takes_is_said_under_fused(head_dim: int, dtype: torch.
 
 def test_wrong_arguments_are_named() -> None:
     layout, query = Packed.from_lengths([2, 3]), torch.randn(5, 2, 16)
-    cases = {
+    cases: dict[str, tuple[Tensor, Tensor, Tensor, Layout, Layout]] = {
         r"key has shape \[4, 2, 16\], expected \[5, 2, 16\]": (query, query[:4], query, layout, layout),
         r"value has shape \[5, 1, 16\], expected \[5, 2, 16\]": (query, query, query[:, :1], layout, layout),
         r"query has shape \[4, 2, 16\], expected \[5, 2, 16\]": (query[:4], query, query, layout, layout),

@@ -33,6 +33,10 @@ def fresh_choice(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     choose.cache_clear()
 
 
+def leaf(x: Tensor) -> Tensor:
+    return x.detach().clone().requires_grad_()
+
+
 def problem(
     head_dim: int,
     capability: tuple[int, int] = H100,
@@ -359,7 +363,8 @@ def play_xformers(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         assert op is forward_op
         causal = isinstance(attn_bias, BlockDiagonalCausalMask)
-        out, lse = PLAYED.forward(query[0], key[0], value[0], *attn_bias.offsets, causal)
+        queries, keys = attn_bias.offsets
+        out, lse = PLAYED.forward(query[0], key[0], value[0], queries, keys, causal)
         return out[None], lse[None]
 
     def backward(
@@ -378,7 +383,8 @@ def play_xformers(monkeypatch: pytest.MonkeyPatch) -> None:
         assert op is backward_op
         assert torch.are_deterministic_algorithms_enabled()
         causal = isinstance(attn_bias, BlockDiagonalCausalMask)
-        found = PLAYED.backward(grad[0], query[0], key[0], value[0], lse[0], *attn_bias.offsets, causal)
+        queries, keys = attn_bias.offsets
+        found = PLAYED.backward(grad[0], query[0], key[0], value[0], lse[0], queries, keys, causal)
         return tuple(gradient[None] for gradient in found)
 
     masks = SimpleNamespace(
@@ -407,7 +413,8 @@ def play_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     def forward(q: Tensor, k: Tensor, v: Tensor, cq: Tensor, ck: Tensor, mq: int, mk: int, *rest: Any, **scale: Any):
         dropout, causal, debug = rest
         assert (dropout, debug) == (0.0, False)
-        return *PLAYED.forward(q, k, v, cq, ck, causal), torch.empty(2), torch.empty(0), torch.empty(0)
+        out, lse = PLAYED.forward(q, k, v, cq, ck, causal)
+        return out, lse, torch.empty(2), torch.empty(0), torch.empty(0)
 
     def backward(d: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, *rest: Any, **scale: Any):
         assert torch.are_deterministic_algorithms_enabled()
@@ -449,12 +456,13 @@ def test_libraries_are_called_as_they_are_declared(played: Provider, kind: str) 
     out, lse = played.forward(query, key, value, sequences)
     assert lse.shape == (heads, queries.total)
     d_query, d_kv = torch.empty_like(query), torch.full((keys.total, 2, heads, width), torch.nan, dtype=torch.float64)
-    played.backward(d_out, query, key, value, out, lse, sequences, (d_query, *d_kv.unbind(1)))
+    d_key, d_value = d_kv.unbind(1)
+    played.backward(d_out, query, key, value, out, lse, sequences, (d_query, d_key, d_value))
 
-    leaves = [x.detach().clone().requires_grad_() for x in (query, key, value)]
+    leaves = leaf(query), leaf(key), leaf(value)
     expected = attention_reference(*leaves, queries, keys, causal=causal, dropout=None)
     torch.testing.assert_close(out, expected.detach(), rtol=0, atol=0)
-    for found, exact in zip((d_query, *d_kv.unbind(1)), torch.autograd.grad(expected, leaves, d_out), strict=True):
+    for found, exact in zip((d_query, d_key, d_value), torch.autograd.grad(expected, leaves, d_out), strict=True):
         torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12)
 
 
@@ -463,13 +471,13 @@ def test_libraries_are_called_as_they_are_declared(played: Provider, kind: str) 
 def test_attention_goes_through_the_library_asked_for(played: Provider) -> None:
     """Forward and backward, though the asking has ended when backward runs."""
     layout = Packed.from_lengths([5, 0, 9])
-    inputs = [torch.randn(layout.total, 2, 8, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    query, key, value = torch.randn(3, layout.total, 2, 8, dtype=torch.float64).unbind()
+    inputs = leaf(query), leaf(key), leaf(value)
     with use_backend("fused"), use_provider(played.name):
         found = attention(*inputs, layout, layout, causal=True)
         empty = Packed.from_lengths([0, 0, 0])
         assert attention(*inputs, layout, layout, dropout=DropoutKey(0.0, 0, 0, torch.arange(3))).shape == found.shape
-        nothing = (x[:0] for x in inputs)
-        assert attention(*nothing, empty, empty).shape == (0, 2, 8)
+        assert attention(query[:0], key[:0], value[:0], empty, empty).shape == (0, 2, 8)
     gradients = torch.autograd.grad(found.sum(), inputs)
     expected = attention(*inputs, layout, layout, causal=True)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
@@ -485,7 +493,7 @@ def test_torch_ops_take_these_arguments() -> None:
     sequences = Sequences(offsets, offsets, 9, 9, True, 0.0, (0, 0, 0))
     out, lse = PROVIDERS["torch"].forward(query, query, query, sequences)
     assert (out.shape, lse.shape, lse.dtype) == (query.shape, (2, 14), torch.float32)
-    gradients = tuple(torch.empty_like(query) for _ in range(3))
+    gradients = torch.empty_like(query), torch.empty_like(query), torch.empty_like(query)
     PROVIDERS["torch"].backward(out, query, query, query, out, lse, sequences, gradients)
 
 
@@ -493,9 +501,9 @@ def test_deterministic_mode_is_given_back() -> None:
     assert not torch.are_deterministic_algorithms_enabled()
     with deterministic():
         assert torch.are_deterministic_algorithms_enabled()
-        assert not torch.utils.deterministic.fill_uninitialized_memory
+        assert not torch._C._get_deterministic_fill_uninitialized_memory()
     assert not torch.are_deterministic_algorithms_enabled()
-    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch._C._get_deterministic_fill_uninitialized_memory()
 
 
 def test_a_library_that_went_away_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
