@@ -53,6 +53,7 @@ class OwnTriton(Provider):
             *_operands(query, key, value, sequences),
             *(out, lse, queries, heads, blocks, *_numbers(head_dim, sequences)),
             **tiles,
+            num_warps=_warps(tiles, 1),
         )
         return out, lse
 
@@ -79,6 +80,7 @@ class OwnTriton(Provider):
             (blocks * heads * sequences.count,),
             *(d_out, out, *operands, lse, delta, d_query, *d_query.stride()[:2], queries, heads, blocks, *numbers),
             **tiles,
+            num_warps=_warps(tiles, 1),
         )
         blocks = cdiv(sequences.max_key, tiles["BLOCK_K"])
         launch(
@@ -87,6 +89,7 @@ class OwnTriton(Provider):
             *(d_out, *operands, lse, delta, d_key, *d_key.stride()[:2], d_value, *d_value.stride()[:2]),
             *(queries, heads, blocks, *numbers),
             **tiles,
+            num_warps=_warps(tiles, 2),
         )
 
 
@@ -108,14 +111,17 @@ def _tiles(query: Tensor, key: Tensor, sequences: Sequences) -> dict[str, Any]:
     for tokens, longest in ((query.shape[0], sequences.max_query), (key.shape[0], sequences.max_key)):
         typical = min(cdiv(tokens, sequences.count), longest)
         sizes.append(min(max(next_power_of_two(typical), 16), 64))
-    block_d = max(next_power_of_two(head_dim), 16)
-    large = sizes[0] * sizes[1] >= 2048
     return {
         "HEAD_DIM": head_dim,
-        "BLOCK_D": block_d,
+        "BLOCK_D": max(next_power_of_two(head_dim), 16),
         "BLOCK_Q": sizes[0],
         "BLOCK_K": sizes[1],
         "CAUSAL": sequences.causal,
         "DROPOUT": sequences.dropout_rate > 0.0,
-        "num_warps": (8 if block_d > 64 else 4) if large else 2,
     }
+
+
+def _warps(tiles: dict[str, Any], sums: int) -> int:
+    """As many as the tiles and the ``sums`` a program keeps need registers."""
+    size = sums * tiles["BLOCK_Q"] * tiles["BLOCK_K"] * tiles["BLOCK_D"]
+    return 8 if size >= 2**19 else 4 if size >= 2**17 else 2
