@@ -19,6 +19,7 @@ from ..data.audio import printable
 from ..errors import InputError
 from ..json_file import check_writable, write_json
 from ..kernels import backend
+from ..kernels.attention_providers.choice import report
 from ..models.config_io import merge, read_toml
 from .config import RUN_CONFIGS, ContrastiveRunConfig, MaeRunConfig, Stage
 from .evaluate.retrieval import evaluate_retrieval
@@ -216,6 +217,9 @@ def doctor_command() -> int:
         print(f"ops on {device} (backend {backend.current_backend()}):")
         for choice in backend.choices(device):
             print(f"  {choice.op:18} {choice.path:10} {choice.reason}")
+        print(f"attention on {device}:")
+        for line in report(device):
+            print(f"  {line}")
     return 0
 
 

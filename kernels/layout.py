@@ -66,17 +66,46 @@ class Packed:
     """Tokens ``[T, ...]``, sequence after sequence: sequence b is ``cu_seqlens[b] : cu_seqlens[b + 1]``.
 
     ``cu_seqlens`` is int32 ``[B + 1]`` on the tokens' device, ``max_len`` at least the longest length, ``total`` = T;
-    both are known on the host, so that no shape ever has to be read back from the device.
+    both are known on the host, so that no shape ever has to be read back from the device. What the host can see is
+    checked, :meth:`check` looks at the rest: ValueError where the three do not fit. Sequences may be empty.
     """
 
     cu_seqlens: Tensor
     max_len: int
     total: int
 
+    def __post_init__(self) -> None:
+        """Check what can be checked without waiting for the device."""
+        if self.cu_seqlens.dtype != torch.int32 or self.cu_seqlens.dim() != 1 or not len(self.cu_seqlens):
+            found = f"{self.cu_seqlens.dtype} {list(self.cu_seqlens.shape)}"
+            raise ValueError(f"Packed: cu_seqlens is {found}, expected torch.int32 [sequences + 1]")
+        if not 0 <= self.total < 2**31:
+            raise ValueError(f"Packed: total is {self.total}, expected 0 to 2**31 - 1, which int32 cu_seqlens can hold")
+        if self.cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+            self.check()
+
+    def check(self) -> None:
+        """Raise ValueError where ``cu_seqlens`` is no partition of ``total`` tokens or a sequence exceeds ``max_len``.
+
+        Reads it back to the host: for layouts that come from elsewhere and already lie on a device.
+        """
+        offsets = self.cu_seqlens.cpu()
+        lengths = offsets.diff()
+        first, last = int(offsets[0]), int(offsets[-1])
+        if first != 0 or last != self.total:
+            raise ValueError(f"Packed: cu_seqlens goes from {first} to {last}, expected 0 to total, {self.total}")
+        if bool((lengths < 0).any()):
+            raise ValueError(f"Packed: cu_seqlens decreases after entry {int((lengths < 0).nonzero()[0])}")
+        longest = int(lengths.max()) if len(lengths) else 0
+        if self.max_len < longest:
+            raise ValueError(f"Packed: max_len is {self.max_len}, expected at least {longest}, the longest sequence")
+
     @classmethod
     def from_lengths(cls, lengths: Sequence[int] | Tensor, device: torch.device | str = "cpu") -> "Packed":
         """Build the layout of sequences with these ``lengths`` (host integers)."""
         host_lengths = torch.as_tensor(lengths, dtype=torch.int64, device="cpu")
+        if bool((host_lengths < 0).any()):
+            raise ValueError(f"Packed: lengths holds {int(host_lengths.min())}, expected no negative length")
         cu_seqlens = torch.zeros(len(host_lengths) + 1, dtype=torch.int64)
         torch.cumsum(host_lengths, 0, out=cu_seqlens[1:])
         max_len = int(host_lengths.max()) if len(host_lengths) else 0

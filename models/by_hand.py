@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..kernels.attention import attention_bwd, attention_fwd
+from ..kernels.attention import AttentionSaved, attention_bwd, attention_fwd
 from ..kernels.block_ops import (
     Dropout,
     Normed,
@@ -35,7 +35,7 @@ class Attended:
     """What attention returned: ``out`` ``[..., H, d]``, and what its provider wants back."""
 
     out: Tensor
-    saved: Any
+    saved: AttentionSaved
 
 
 def gradient_buffer(parameter: nn.Parameter) -> Tensor:
@@ -95,10 +95,14 @@ def undo_attend(
     """Return the gradient of ``qkv`` from that of what attention returned, ``[..., D]``."""
     query, keys, values = _split(qkv, 3, attention.heads)
     d_out = d_flat.unflatten(-1, (attention.heads, -1))
-    gradients = attention_bwd(
-        d_out, query, keys, values, attended.out, attended.saved, layout, layout, causal=attention.causal, dropout=key
+    d_qkv = torch.empty_like(qkv)
+    attention_bwd(
+        *(d_out, query, keys, values, attended.out, attended.saved, layout, layout),
+        causal=attention.causal,
+        dropout=key,
+        gradients=_split(d_qkv, 3, attention.heads),
     )
-    return torch.stack(gradients, dim=-3).flatten(-3)
+    return d_qkv
 
 
 def cross_attend(
@@ -111,7 +115,7 @@ def cross_attend(
 ) -> Attended:
     """Attend from ``query`` ``[..., D]`` to a context's ``key_value`` ``[..., 2 D]``."""
     (queries,), (keys, values) = _split(query, 1, attention.heads), _split(key_value, 2, attention.heads)
-    return Attended(*attention_fwd(queries, keys, values, layout, context_layout, causal=False, dropout=key))
+    return Attended(*attention_fwd(queries, keys, values, layout, context_layout, dropout=key))
 
 
 def undo_cross_attend(
@@ -127,15 +131,20 @@ def undo_cross_attend(
     """Return the gradients of ``query`` and ``key_value``."""
     (queries,), (keys, values) = _split(query, 1, attention.heads), _split(key_value, 2, attention.heads)
     d_out = d_flat.unflatten(-1, (attention.heads, -1))
-    d_query, *d_key_value = attention_bwd(
-        d_out, queries, keys, values, attended.out, attended.saved, layout, context_layout, causal=False, dropout=key
+    d_query, d_key_value = torch.empty_like(query), torch.empty_like(key_value)
+    (d_queries,), (d_keys, d_values) = _split(d_query, 1, attention.heads), _split(d_key_value, 2, attention.heads)
+    attention_bwd(
+        *(d_out, queries, keys, values, attended.out, attended.saved, layout, context_layout),
+        dropout=key,
+        gradients=(d_queries, d_keys, d_values),
     )
-    return d_query.flatten(-2), torch.stack(d_key_value, dim=-3).flatten(-3)
+    return d_query, d_key_value
 
 
 def _dropout(key: DropoutKey | None, layout: Layout | None) -> Dropout | None:
     return Dropout(key, layout) if key is not None and key.rate > 0.0 and layout is not None else None
 
 
-def _split(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+def _split(projected: Tensor, parts: int, heads: int) -> Any:
+    """Cut ``[..., parts · D]`` into ``parts`` views ``[..., heads, D / heads]``."""
     return projected.unflatten(-1, (parts, heads, -1)).unbind(-3)

@@ -1,13 +1,18 @@
-"""Attention against Python loops; layouts, causality, cached prefixes, dropout and masked rows."""
+"""Attention against Python loops; layouts, causality, cached prefixes, dropout, masked rows; its explicit pair."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from cacophony.kernels.attention import attention
+from cacophony.kernels.attention import attention, attention_bwd, attention_fwd
+from cacophony.kernels.backend import use_backend
 from cacophony.kernels.dropout import DropoutKey, attention_dropout
 from cacophony.kernels.layout import Layout, Packed, Padded, pack, pad, padded_layout
+from cacophony.kernels.triton_runtime import INTERPRETING
 from torch import Tensor
+
+needs_interpreter = pytest.mark.skipif(not INTERPRETING, reason="runs the fused path on a CPU")
 
 HEADS, DIM = 2, 3
 QUERIES, KEYS = [3, 1, 4], [5, 2, 1]
@@ -19,6 +24,15 @@ def tokens(*leading: int) -> Tensor:
 
 def full(batch: int, length: int) -> Padded:
     return Padded(torch.ones(batch, length, dtype=torch.bool))
+
+
+def leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_()
+
+
+def three(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = x.unbind(dim)
+    return query, key, value
 
 
 def slow(query: Tensor, key: Tensor, value: Tensor, valid: Tensor, causal: bool = False) -> Tensor:
@@ -145,3 +159,125 @@ def test_layouts_do_not_mix() -> None:
     packed: Layout = Packed.from_lengths([2])
     with pytest.raises(ValueError, match="both be Padded or both Packed"):
         attention(tokens(1, 2), tokens(2), tokens(2), full(1, 2), packed)
+
+
+@pytest.mark.parametrize("kind", ["self", "causal", "cross", "dropout", "cross, dropout"])
+@pytest.mark.parametrize("form", ["packed", "padded"])
+def test_the_explicit_pair_is_what_autograd_gives(kind: str, form: str) -> None:
+    lengths = QUERIES if "cross" in kind else [3, 0, 1, 6]
+    queries, query = ragged(lengths)
+    keys, key = ragged(KEYS if "cross" in kind else lengths)
+    value = torch.randn_like(key)
+    layouts: tuple[Layout, Layout] = queries, keys
+    if form == "padded":
+        query, key, value = (pad(x.detach(), at) for x, at in ((query, queries), (key, keys), (value, keys)))
+        layouts = padded_layout(queries), padded_layout(keys)
+    inputs = leaf(query), leaf(key), leaf(value)
+    options: dict[str, Any] = {
+        "causal": kind in ("causal", "dropout"),
+        "dropout": DropoutKey(0.5, 1, 2, torch.arange(len(lengths))) if "dropout" in kind else None,
+    }
+    expected = attention(*inputs, *layouts, **options)
+    cotangent = torch.randn_like(expected)
+    out, saved = attention_fwd(*inputs, *layouts, **options)
+    found = attention_bwd(cotangent, *inputs, out, saved, *layouts, **options)
+    assert torch.equal(out, expected)
+    assert not out.requires_grad
+    for gradient, exact in zip(found, torch.autograd.grad(expected, inputs, cotangent), strict=True):
+        assert not gradient.requires_grad
+        torch.testing.assert_close(gradient, exact, rtol=1e-12, atol=1e-12)
+
+
+def test_a_padded_sequence_without_keys_has_the_gradient_of_the_mean() -> None:
+    layout = Padded(torch.tensor([[True, True], [False, False]]))
+    inputs = leaf(tokens(2, 2)), leaf(tokens(2, 2)), leaf(tokens(2, 2))
+    expected = attention(*inputs, layout, layout)
+    out, saved = attention_fwd(*inputs, layout, layout)
+    found = attention_bwd(torch.ones_like(out), *inputs, out, saved, layout, layout)
+    for gradient, exact in zip(found, torch.autograd.grad(expected.sum(), inputs), strict=True):
+        torch.testing.assert_close(gradient, exact, rtol=1e-12, atol=1e-12)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_the_explicit_pair_fused(rate: float) -> None:
+    """Against the reference; one projection's gradient in one tensor, and inputs that are its parts."""
+    layout = Packed.from_lengths([3, 0, 20])
+    qkv = torch.randn(layout.total, 3, HEADS, 24)
+    inputs = three(qkv, 1)
+    options: dict[str, Any] = {"causal": True, "dropout": DropoutKey(rate, 1, 2, torch.arange(3))}
+    expected, of_expected = attention_fwd(*inputs, layout, layout, **options)
+    cotangent = torch.randn_like(expected)
+    exact = attention_bwd(cotangent, *inputs, expected, of_expected, layout, layout, **options)
+    d_qkv = torch.full_like(qkv, torch.nan)
+    with use_backend("fused"):
+        out, saved = attention_fwd(*inputs, layout, layout, **options)
+        gradients = three(d_qkv, 1)
+        attention_bwd(cotangent, *inputs, out, saved, layout, layout, gradients=gradients, **options)
+    assert saved.provider == "triton"
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(d_qkv, torch.stack(exact, dim=1), rtol=1e-5, atol=1e-5)
+
+
+@needs_interpreter
+def test_a_micro_batch_drops_what_the_batch_drops() -> None:
+    """The mask is replayed, whoever else is in the batch: what gradient accumulation and recomputation need."""
+    lengths = [17, 5, 9]
+    layout, (query, key, value) = Packed.from_lengths(lengths), three(torch.randn(3, sum(lengths), HEADS, 16), 0)
+    with use_backend("fused"):
+        whole = attention(
+            query, key, value, layout, layout, causal=True, dropout=DropoutKey(0.5, 1, 2, torch.arange(3))
+        )
+        one = Packed.from_lengths(lengths[2:])
+        parts = query[-9:], key[-9:], value[-9:]
+        alone = attention(*parts, one, one, causal=True, dropout=DropoutKey(0.5, 1, 2, torch.tensor([2])))
+    torch.testing.assert_close(alone, whole[-9:], rtol=1e-6, atol=1e-6)
+
+
+@needs_interpreter
+def test_max_len_may_exceed_the_longest() -> None:
+    """``max_len`` is a bound, as in micro-batches of static size."""
+    lengths = [5, 2]
+    layout = Packed.from_lengths(lengths)
+    wide = Packed(layout.cu_seqlens, max_len=70, total=layout.total)
+    query, key, value = torch.randn(3, layout.total, HEADS, 16).unbind()
+    with use_backend("fused"):
+        found = attention(query, key, value, wide, wide)
+        torch.testing.assert_close(found, attention(query, key, value, layout, layout), rtol=1e-6, atol=1e-6)
+
+
+@needs_interpreter
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "expected"),
+    [(136, torch.float32, "query with head dim 136"), (16, torch.float64, "query with head dim 16, float64")],
+)
+def test_what_no_provider_takes_is_said_under_fused(head_dim: int, dtype: torch.dtype, expected: str) -> None:
+    layout = Packed.from_lengths([2, 3])
+    query = torch.randn(5, 1, head_dim, dtype=dtype)
+    with use_backend("fused"), pytest.raises(ValueError, match=expected) as error:
+        attention(query, query, query, layout, layout)
+    assert "triton: it takes" in str(error.value)
+
+
+def test_wrong_arguments_are_named() -> None:
+    layout, query = Packed.from_lengths([2, 3]), torch.randn(5, 2, 16)
+    cases: dict[str, tuple[Tensor, Tensor, Tensor, Layout, Layout]] = {
+        r"key has shape \[4, 2, 16\], expected \[5, 2, 16\]": (query, query[:4], query, layout, layout),
+        r"value has shape \[5, 1, 16\], expected \[5, 2, 16\]": (query, query, query[:, :1], layout, layout),
+        r"query has shape \[4, 2, 16\], expected \[5, 2, 16\]": (query[:4], query, query, layout, layout),
+        r"key_layout has 1 sequences, expected 2": (query, query, query, layout, Packed.from_lengths([5])),
+        r"value is on meta": (query, query, query.to("meta"), layout, layout),
+    }
+    for message, arguments in cases.items():
+        with pytest.raises(ValueError, match=f"attention: {message}"):
+            attention(*arguments)
+    with pytest.raises(ValueError, match="the same layout for both sides"):
+        attention(query, query[:4], query[:4], layout, Packed.from_lengths([2, 2]), causal=True)
+
+
+def test_more_elements_than_offsets_of_32_bits_count_are_refused() -> None:
+    total = 2**20
+    layout = Packed(torch.tensor([0, total], dtype=torch.int32), total, total)
+    query = torch.empty(total, 16, 128, device="meta")
+    with use_backend("fused"), pytest.raises(ValueError, match=r"query has 2147483648 elements, expected fewer than 2"):
+        attention(query, query, query, layout, layout)

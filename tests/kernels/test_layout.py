@@ -108,3 +108,40 @@ def test_gradients_flow_to_real_tokens_only() -> None:
         (take(slots) * weights[padded.mask]).sum().backward()
         assert slots.grad is not None
         assert torch.equal(slots.grad, weights * padded.mask[..., None])
+
+
+@pytest.mark.parametrize(
+    ("offsets", "max_len", "total", "message"),
+    [
+        ([1, 3], 3, 3, "cu_seqlens goes from 1 to 3, expected 0 to total, 3"),
+        ([0, 3], 3, 4, "cu_seqlens goes from 0 to 3, expected 0 to total, 4"),
+        ([0, 3, 2, 4], 4, 4, "cu_seqlens decreases after entry 1"),
+        ([0, 3, 4], 2, 4, "max_len is 2, expected at least 3"),
+        ([0, 3], 3, 2**31, "total is 2147483648"),
+    ],
+)
+def test_offsets_that_are_no_partition_are_refused(offsets: list[int], max_len: int, total: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Packed(torch.tensor(offsets, dtype=torch.int32), max_len, total)
+
+
+def test_offsets_of_another_dtype_or_shape_are_refused() -> None:
+    for offsets in (torch.tensor([0, 2]), torch.tensor([[0, 2]], dtype=torch.int32), torch.tensor([]).int()):
+        with pytest.raises(ValueError, match=r"expected torch.int32 \[sequences \+ 1\]"):
+            Packed(offsets, 2, 2)
+
+
+def test_negative_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="lengths holds -1"):
+        Packed.from_lengths([3, -1])
+
+
+def test_offsets_on_a_device_are_not_read_back() -> None:
+    layout = Packed(torch.zeros(3, dtype=torch.int32, device="meta"), 2, 3)
+    assert layout.batch_size == 2
+
+
+def test_empty_sequences_are_legal_and_max_len_is_a_bound() -> None:
+    layout = Packed(torch.tensor([0, 0, 2, 2], dtype=torch.int32), max_len=5, total=2)
+    assert layout.lengths.tolist() == [0, 2, 0]
+    assert Packed(torch.tensor([0], dtype=torch.int32), 0, 0).batch_size == 0
