@@ -59,7 +59,7 @@ def run_stack(
         return x
     if stash < 1:
         raise ValueError(f"run_stack: stash is {stash}, expected 1, 2, 3, 6 or 10: level 0 is the caller's")
-    stack = _Stack(blocks, layout, stash, keys, context_layout)
+    stack = _Stack(blocks, layout, stash, keys, context_layout, keep=torch.is_grad_enabled())
     if context is not None:
         context = context.to(x.dtype)
     anchor = next(blocks[0].parameters())  # parameters ask for backward even where x does not
@@ -73,8 +73,9 @@ class _Stack:
     stash: Stash
     keys: Sequence[DropoutKey | None]
     context_layout: Layout | None
+    keep: bool
 
-    def forward(self, x: Tensor, context: Tensor | None, keep: bool) -> tuple[Tensor, list[Any]]:
+    def forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, list[Any]]:
         kept: list[Any] = []
         update: Tensor | None = None
         for block, key in zip(self.blocks, self.keys, strict=True):
@@ -83,7 +84,7 @@ class _Stack:
             else:
                 assert isinstance(block, PostNormBlock)
                 x, of_block = post_norm_forward(block, x, self.layout, self.stash, key, context, self.context_layout)
-            if keep:
+            if self.keep:
                 kept.append(of_block)
         return (x if update is None else x + update), kept
 
@@ -108,7 +109,7 @@ class _StackFunction(torch.autograd.Function):
         """Run forward and hold on to what was kept."""
         ctx.stack, ctx.context = stack, context
         with torch.autocast(x.device.type, enabled=False):
-            y, ctx.kept = stack.forward(x, context, keep=any(ctx.needs_input_grad))
+            y, ctx.kept = stack.forward(x, context)
         return y
 
     @staticmethod
