@@ -1,6 +1,5 @@
 """An optimiser step on noise, ready to be timed: network, objective and update of a stage, computed in one way."""
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +21,7 @@ from ..models.audio_mae import AudioMAE
 from ..models.audio_text import AudioText
 from ..models.config import AUDIO_MAE_SIZES, AUDIO_TEXT_SIZES
 from ..models.layers import init_weights
+from .providers import specialising
 
 StepProvider = Literal["reference", "compile", "fused"]
 """Plain PyTorch, the same through ``torch.compile``, and the fused ops wherever the device has one."""
@@ -66,7 +66,7 @@ def training_step(
     batch = noise_batch(clips, vocab_size).to(device)
 
     def step() -> StepWork:
-        with use_backend(_BACKENDS[variant.provider]), _compiling():
+        with use_backend(_BACKENDS[variant.provider]), specialising():
             inputs = objective.prepare(batch, 0)
             report, outcome = updater.update(0, lambda: objective.backward(model, inputs))
         return StepWork(report.valid_tokens * outcome.gradients, report.model_flops * outcome.gradients)
@@ -84,14 +84,6 @@ def _model_and_objective(config: MaeRunConfig | ContrastiveRunConfig, world: Wor
     if isinstance(config, MaeRunConfig):
         return AudioMAE(config.model), MaskedReconstruction(config.objective, config, world)
     return AudioText(config.model), ContrastiveCaptioning(config.objective, config, world, config.model.text.dropout)
-
-
-def _compiling() -> contextlib.AbstractContextManager[None]:
-    """Let ``torch.compile`` specialise on every layout and gradient mode; what it gives up on is an error.
-
-    By default it would go on uncompiled after eight specialisations, and the figure would not be its own.
-    """
-    return torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True)
 
 
 def _config(
