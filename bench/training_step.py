@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from ..data.noise import noise_batch
-from ..engine.config import ContrastiveRunConfig, MaeRunConfig, Precision, Stage, UpdateConfig
+from ..engine.config import (
+    ContrastiveObjectiveConfig,
+    ContrastiveRunConfig,
+    MaeObjectiveConfig,
+    MaeRunConfig,
+    Precision,
+    Stage,
+    UpdateConfig,
+)
 from ..engine.contrastive_captioning import ContrastiveCaptioning
 from ..engine.distributed import World
 from ..engine.masked_reconstruction import MaskedReconstruction
@@ -55,7 +63,7 @@ def training_step(
     """
     if variant.provider == "fused" and not fused_ops(device):
         raise InputError(f"no op has a fused implementation on {device.type}")
-    config = _config(stage, size, clips, precision, variant.layout)
+    config = _config(stage, size, clips, precision, variant)
     model, objective = _model_and_objective(config, World(0, 1, device))
     init_weights(model, config.seed)
     updater = Updater(model.to(device), config.update, config.steps)
@@ -87,8 +95,9 @@ def _model_and_objective(config: MaeRunConfig | ContrastiveRunConfig, world: Wor
 
 
 def _config(
-    stage: Stage, size: str, clips: int, precision: Precision, layout: LayoutName
+    stage: Stage, size: str, clips: int, precision: Precision, variant: Variant
 ) -> MaeRunConfig | ContrastiveRunConfig:
+    by_hand = variant.provider == "fused"  # the others are what PyTorch makes of the networks: its autograd's
     if stage == "mae":
         return MaeRunConfig(
             model=AUDIO_MAE_SIZES[size],
@@ -96,7 +105,8 @@ def _config(
             batch_size=clips,
             micro_batch_size=clips,
             precision=precision,
-            layout=layout,
+            layout=variant.layout,
+            objective=MaeObjectiveConfig(explicit_blocks=by_hand),
         )
     return ContrastiveRunConfig(
         model=AUDIO_TEXT_SIZES[size],
@@ -104,5 +114,6 @@ def _config(
         batch_size=clips,
         micro_batch_size=clips,
         precision=precision,
-        layout=layout,
+        layout=variant.layout,
+        objective=ContrastiveObjectiveConfig(explicit_blocks=by_hand),
     )
