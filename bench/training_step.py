@@ -97,7 +97,7 @@ def _model_and_objective(config: MaeRunConfig | ContrastiveRunConfig, world: Wor
 def _config(
     stage: Stage, size: str, clips: int, precision: Precision, variant: Variant
 ) -> MaeRunConfig | ContrastiveRunConfig:
-    by_hand = variant.provider == "fused"  # the others are what PyTorch makes of the networks: its autograd's
+    blocks = "by_hand" if variant.provider == "fused" else "autograd"  # the others are what PyTorch makes of them
     if stage == "mae":
         return MaeRunConfig(
             model=AUDIO_MAE_SIZES[size],
@@ -106,7 +106,7 @@ def _config(
             micro_batch_size=clips,
             precision=precision,
             layout=variant.layout,
-            objective=MaeObjectiveConfig(explicit_blocks=by_hand),
+            objective=MaeObjectiveConfig(blocks=blocks),
         )
     return ContrastiveRunConfig(
         model=AUDIO_TEXT_SIZES[size],
@@ -115,5 +115,5 @@ def _config(
         micro_batch_size=clips,
         precision=precision,
         layout=variant.layout,
-        objective=ContrastiveObjectiveConfig(explicit_blocks=by_hand),
+        objective=ContrastiveObjectiveConfig(blocks=blocks),
     )
