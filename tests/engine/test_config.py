@@ -78,3 +78,12 @@ def test_captions_must_fit_the_position_table():
     ContrastiveRunConfig(model=model, data=ContrastiveDataConfig(max_text_tokens=40))
     with pytest.raises(InputError, match=r"max_text_tokens \(41\).*max_positions \(40\)"):
         ContrastiveRunConfig(model=model, data=ContrastiveDataConfig(max_text_tokens=41))
+
+
+@pytest.mark.parametrize("make", [MaeObjectiveConfig, ContrastiveObjectiveConfig])
+def test_autograd_has_no_stash_between_nothing_and_everything(make: Callable[..., Any]):
+    for stash in (1, 2, 3, 6):
+        assert make(stash=stash).blocks == "auto"
+        with pytest.raises(InputError, match=rf"objective\.stash is {stash}.*objective\.blocks to by_hand"):
+            make(stash=stash, blocks="autograd")
+    assert make(stash=10, blocks="autograd").stash == 10
