@@ -37,13 +37,15 @@ def fused_ops(device: torch.device) -> list[str]:
         return [choice.op for choice in choices(device) if choice.path == "fused"]
 
 
-def run_on(*ops: str) -> pytest.MarkDecorator:
+def run_on(*ops: str, interpreted: bool = True) -> pytest.MarkDecorator:
     """Run a test of a path through ``ops`` with the reference, and with fused ops where any of these is fused.
 
-    The fixture ``device`` says where. A path that has no fused op on this machine gets no such test, not a skipped one.
+    The fixture ``device`` says where. A path that has no fused op on this machine gets no such test, not a skipped one;
+    nor does one that is not ``interpreted``, because Triton's interpreter would be slow and another test has it in all.
     """
     assert set(ops) <= {choice.op for choice in choices(CPU)}, "an op is called otherwise"
     devices = [torch.device(name) for name in ("cpu", "cuda") if name == "cpu" or torch.cuda.is_available()]
+    devices = [device for device in devices if interpreted or device.type == "cuda"]
     fused = [("fused", device) for device in devices if set(ops) & set(fused_ops(device))]
     paths = [("reference", CPU), *fused]
     return pytest.mark.parametrize("device", paths, indirect=True, ids=[f"{name}-{device}" for name, device in paths])

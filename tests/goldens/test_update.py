@@ -77,7 +77,7 @@ def test_two_steps_of_sam_and_adamw(device: torch.device) -> None:
     training.assert_parameters("percaption/params_after_sam_adamw_step2", 1e-5)
 
 
-@run_on(*LOSS_OPS)
+@run_on(*LOSS_OPS, interpreted=False)
 def test_sam_and_adamw_on_the_token_mean(device: torch.device) -> None:
     training = Training(0.075, "token", "packed", device)
     _, outcome = training.step(0)
@@ -93,7 +93,7 @@ def test_sam_and_adamw_on_the_token_mean(device: torch.device) -> None:
     assert float(outcome.sam_loss) == pytest.approx(float(CACO["tokenmean/loss_total_perturbed_step2"]), rel=2e-5)
 
 
-@run_on(*LOSS_OPS)
+@run_on(*LOSS_OPS, interpreted=False)
 def test_adamw_without_sam(device: torch.device) -> None:
     training = Training(0.0, "caption", "packed", device)
     _, outcome = training.step(0)
