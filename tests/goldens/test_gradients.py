@@ -73,7 +73,7 @@ def test_contrastive_captioning(
     assert_gradient(CACO.deviations("parameters", authors_gradient(model), f"{name}/grad"))
 
 
-@run_on(*LOSS_OPS)
+@run_on(*LOSS_OPS, interpreted=False)
 def test_gradient_at_the_perturbed_weights(device: torch.device) -> None:
     model = audio_text(device)
     contrastive_backward(model, "caption", "packed", device)
