@@ -20,7 +20,7 @@ from ..kernels.spec import Case, Inputs, Spec, Work
 from ..kernels.specs import SPECS
 from ..kernels.triton_runtime import INTERPRETING
 from .harness import Pass, Stopwatch, Task, Timing, measure, tasks
-from .providers import check_names, default_providers, implementation, provider_names, why
+from .providers import check_names, default_providers, implementation, provider_names, specialising, why
 from .roofline import Roofs
 
 CUT = "cut: the time for the kernels was over"
@@ -123,11 +123,13 @@ def bench_kernels(settings: KernelSettings, roofs: Roofs | None = None) -> Itera
             yield place.row("all", reason=CUT)
         else:
             try:
-                yield from _bench_case(place, providers)
+                with specialising():
+                    rows = _bench_case(place, providers)
             except RunError:
                 raise
             except Exception as error:
-                yield place.row("all", reason=_failure(error, place))
+                rows = [place.row("all", reason=_failure(error, place))]
+            yield from rows
 
 
 def planned(settings: KernelSettings) -> list[tuple[Spec, Case, str]]:
@@ -162,7 +164,7 @@ def pass_figures(timing: Timing, work: Work, dtype: str, roofs: Roofs | None) ->
     return PassFigures(timing, work.bytes / timing.ms_p50 / 1e6, work.flops / timing.ms_p50 / 1e9, share)
 
 
-def _bench_case(place: _Place, providers: Sequence[str]) -> Iterator[Row]:
+def _bench_case(place: _Place, providers: Sequence[str]) -> list[Row]:
     contestants: dict[str, Callable[..., Any]] = {}
     reasons: dict[str, str] = {}
     for name in providers:
@@ -197,11 +199,13 @@ def _bench_case(place: _Place, providers: Sequence[str]) -> Iterator[Row]:
                 reasons[name] = f"{pass_}: {_failure(timing, place)}"
             else:
                 figures.setdefault(name, {})[pass_] = pass_figures(timing, work[pass_], place.dtype, place.roofs)
+    rows = []
     for name in providers:
         if name in reasons:
-            yield place.row(name, reason=reasons[name])
+            rows.append(place.row(name, reason=reasons[name]))
         elif name in figures:
-            yield place.row(name, checked_on=checked_on, passes=figures[name], **observed[name])
+            rows.append(place.row(name, checked_on=checked_on, passes=figures[name], **observed[name]))
+    return rows
 
 
 def _check(place: _Place, contestants: dict[str, Callable[..., Any]], inputs: Inputs) -> tuple[str, dict[str, str]]:
@@ -222,6 +226,9 @@ def _check(place: _Place, contestants: dict[str, Callable[..., Any]], inputs: In
         for name, function in contestants.items():
             try:
                 too_large = [deviation for deviation in truth.deviations(function, made) if not deviation.ok]
+            except torch.OutOfMemoryError as error:
+                wrong[name] = f"{_failure(error, place)} while its result was checked"
+                continue
             except Exception as error:
                 wrong[name] = _failure(error, place)
                 continue

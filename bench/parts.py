@@ -51,7 +51,7 @@ class Plan:
         steps = StepSettings(
             size="paper" if on_gpu else "demo",
             clips=64 if on_gpu else 2,
-            rounds=20 if on_gpu else 2,
+            rounds=10 if on_gpu else 2,
             precision="bf16" if on_gpu else "fp32",
             variants=variants,
             device=str(device),

@@ -1,5 +1,6 @@
 """Whose implementation of an op is timed: ours, plain PyTorch, plain PyTorch compiled, and other people's."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,6 +52,14 @@ def implementation(name: str, spec: Spec, device: torch.device) -> Callable[...,
         if choice.implementation is None:
             raise InputError(choice.reason)
     return OURS[name](spec) if name in OURS else spec.rivals.get(name)
+
+
+def specialising() -> contextlib.AbstractContextManager[None]:
+    """Let ``torch.compile`` specialise on every shape, layout and gradient mode; what it gives up on is an error.
+
+    By default it would go on uncompiled after eight specialisations, and the figure would not be its own.
+    """
+    return torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True)
 
 
 def why(error: Exception) -> str:

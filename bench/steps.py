@@ -78,11 +78,15 @@ class StepRow:
 def bench_steps(settings: StepSettings) -> Iterator[StepRow]:
     """Time steps of each stage and variant, after two to warm up; a variant that fails has a reason instead.
 
-    The variants take turns, so that what else the machine does falls on all.
+    Variants take turns, so that what else the machine does falls on all; the compiled ones among themselves after the
+    others, whose figures are then safe however long compiling takes.
     """
     settings.check()
     for stage in settings.stages:
-        yield from _bench_stage(stage, settings, torch.device(settings.device))
+        started = time.perf_counter()
+        for compiled in (False, True):
+            variants = [variant for variant in settings.variants if (variant.provider == "compile") == compiled]
+            yield from _bench_variants(stage, variants, started, settings)
 
 
 def step_ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -105,53 +109,66 @@ def step_ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]
     return found
 
 
-def _bench_stage(stage: Stage, settings: StepSettings, device: torch.device) -> Iterator[StepRow]:
-    started = time.perf_counter()
-    steps: dict[Variant, Callable[[], StepWork]] = {}
-    warm: dict[Variant, tuple[StepWork, int | None]] = {}
+def _bench_variants(
+    stage: Stage, variants: Sequence[Variant], started: float, settings: StepSettings
+) -> Iterator[StepRow]:
+    device = torch.device(settings.device)
+    ready: dict[Variant, _Ready] = {}
     reasons: dict[Variant, str] = {}
-    for variant in settings.variants:
+    for variant in variants:
         try:
-            before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-            step = training_step(stage, settings.size, settings.clips, settings.precision, variant, device)
-            step()
-            warm[variant] = _observed(step, before, device)
-            steps[variant] = step
+            ready[variant] = _warm_up(stage, variant, settings, device)
         except Exception as error:
             reasons[variant] = why(error)
-    seconds: dict[Variant, list[float]] = {variant: [] for variant in steps}
+    seconds: dict[Variant, list[float]] = {variant: [] for variant in ready}
     for number in range(settings.rounds):
         late = settings.stage_seconds is not None and time.perf_counter() - started > settings.stage_seconds
         if number and late:
             break
-        for variant, step in steps.items():
-            _synchronise(device)
-            begun = time.perf_counter()
-            step()
-            _synchronise(device)
-            seconds[variant].append(time.perf_counter() - begun)
-    for variant in settings.variants:
+        for variant in [variant for variant in ready if variant not in reasons]:
+            try:
+                seconds[variant].append(_seconds(ready[variant].step, device))
+            except Exception as error:
+                reasons[variant] = why(error)
+    for variant in variants:
         row = (stage, variant.provider, variant.layout)
         if variant in reasons:
             yield StepRow(*row, reason=reasons[variant])
         else:
-            yield StepRow(*row, timing=_timing(seconds[variant], *warm[variant], settings.clips, variant, device))
+            yield StepRow(*row, timing=_timing(seconds[variant], ready[variant], settings.clips, variant, device))
 
 
-def _observed(step: Callable[[], StepWork], before: int, device: torch.device) -> tuple[StepWork, int | None]:
-    """Make a step; return its work and the most memory allocated meanwhile beyond ``before``."""
-    if device.type != "cuda":
-        return step(), None
-    torch.cuda.reset_peak_memory_stats(device)
+@dataclass(frozen=True)
+class _Ready:
+    """A step that has been made twice, what it does, and the most memory it takes."""
+
+    step: Callable[[], StepWork]
+    work: StepWork
+    peak_bytes: int | None
+
+
+def _warm_up(stage: Stage, variant: Variant, settings: StepSettings, device: torch.device) -> _Ready:
+    on_gpu = device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if on_gpu else 0
+    step = training_step(stage, settings.size, settings.clips, settings.precision, variant, device)
+    step()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
     work = step()
-    return work, torch.cuda.max_memory_allocated(device) - before
+    return _Ready(step, work, torch.cuda.max_memory_allocated(device) - before if on_gpu else None)
 
 
-def _timing(
-    seconds: Sequence[float], work: StepWork, peak_bytes: int | None, clips: int, variant: Variant, device: torch.device
-) -> StepTiming:
+def _seconds(step: Callable[[], StepWork], device: torch.device) -> float:
+    _synchronise(device)
+    begun = time.perf_counter()
+    step()
+    _synchronise(device)
+    return time.perf_counter() - begun
+
+
+def _timing(seconds: Sequence[float], ready: _Ready, clips: int, variant: Variant, device: torch.device) -> StepTiming:
     p20, median, p80 = np.quantile(seconds, (0.2, 0.5, 0.8)).tolist()
-    peak = peak_flops(device)
+    work, peak = ready.work, peak_flops(device)
     return StepTiming(
         seconds=median,
         seconds_p20=p20,
@@ -161,7 +178,7 @@ def _timing(
         valid_tokens_per_s=work.valid_tokens / median,
         model_tflops_per_s=work.model_flops / median / 1e12,
         mfu=work.model_flops / median / peak if peak else None,
-        peak_bytes=peak_bytes,
+        peak_bytes=ready.peak_bytes,
         fused_ops=fused_ops(device) if variant.provider == "fused" else (),
     )
 

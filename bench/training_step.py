@@ -1,6 +1,5 @@
 """An optimiser step on noise, ready to be timed: network, objective and update of a stage, computed in one way."""
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +8,15 @@ import torch
 from torch import nn
 
 from ..data.noise import noise_batch
-from ..engine.config import ContrastiveRunConfig, MaeRunConfig, Precision, Stage, UpdateConfig
+from ..engine.config import (
+    ContrastiveObjectiveConfig,
+    ContrastiveRunConfig,
+    MaeObjectiveConfig,
+    MaeRunConfig,
+    Precision,
+    Stage,
+    UpdateConfig,
+)
 from ..engine.contrastive_captioning import ContrastiveCaptioning
 from ..engine.distributed import World
 from ..engine.masked_reconstruction import MaskedReconstruction
@@ -22,6 +29,7 @@ from ..models.audio_mae import AudioMAE
 from ..models.audio_text import AudioText
 from ..models.config import AUDIO_MAE_SIZES, AUDIO_TEXT_SIZES
 from ..models.layers import init_weights
+from .providers import specialising
 
 StepProvider = Literal["reference", "compile", "fused"]
 """Plain PyTorch, the same through ``torch.compile``, and the fused ops wherever the device has one."""
@@ -55,7 +63,7 @@ def training_step(
     """
     if variant.provider == "fused" and not fused_ops(device):
         raise InputError(f"no op has a fused implementation on {device.type}")
-    config = _config(stage, size, clips, precision, variant.layout)
+    config = _config(stage, size, clips, precision, variant)
     model, objective = _model_and_objective(config, World(0, 1, device))
     init_weights(model, config.seed)
     updater = Updater(model.to(device), config.update, config.steps)
@@ -66,7 +74,7 @@ def training_step(
     batch = noise_batch(clips, vocab_size).to(device)
 
     def step() -> StepWork:
-        with use_backend(_BACKENDS[variant.provider]), _compiling():
+        with use_backend(_BACKENDS[variant.provider]), specialising():
             inputs = objective.prepare(batch, 0)
             report, outcome = updater.update(0, lambda: objective.backward(model, inputs))
         return StepWork(report.valid_tokens * outcome.gradients, report.model_flops * outcome.gradients)
@@ -86,17 +94,10 @@ def _model_and_objective(config: MaeRunConfig | ContrastiveRunConfig, world: Wor
     return AudioText(config.model), ContrastiveCaptioning(config.objective, config, world, config.model.text.dropout)
 
 
-def _compiling() -> contextlib.AbstractContextManager[None]:
-    """Let ``torch.compile`` specialise on every layout and gradient mode; what it gives up on is an error.
-
-    By default it would go on uncompiled after eight specialisations, and the figure would not be its own.
-    """
-    return torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True)
-
-
 def _config(
-    stage: Stage, size: str, clips: int, precision: Precision, layout: LayoutName
+    stage: Stage, size: str, clips: int, precision: Precision, variant: Variant
 ) -> MaeRunConfig | ContrastiveRunConfig:
+    blocks = "by_hand" if variant.provider == "fused" else "autograd"  # the others are what PyTorch makes of them
     if stage == "mae":
         return MaeRunConfig(
             model=AUDIO_MAE_SIZES[size],
@@ -104,7 +105,8 @@ def _config(
             batch_size=clips,
             micro_batch_size=clips,
             precision=precision,
-            layout=layout,
+            layout=variant.layout,
+            objective=MaeObjectiveConfig(blocks=blocks),
         )
     return ContrastiveRunConfig(
         model=AUDIO_TEXT_SIZES[size],
@@ -112,5 +114,6 @@ def _config(
         batch_size=clips,
         micro_batch_size=clips,
         precision=precision,
-        layout=layout,
+        layout=variant.layout,
+        objective=ContrastiveObjectiveConfig(blocks=blocks),
     )

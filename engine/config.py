@@ -16,6 +16,8 @@ from ..models.config import AudioMAEConfig, AudioTextConfig
 
 Precision = Literal["fp32", "bf16"]
 
+Blocks = Literal["auto", "by_hand", "autograd"]
+
 RANDOM_TEXT = "random"
 
 
@@ -94,16 +96,17 @@ class MaeObjectiveConfig:
     stash: Literal[1, 2, 3, 6, 10] = 10
     """What a micro-batch's forward keeps for its backward, in numbers of the width's size per token and layer: 10 keeps
     everything, so nothing but norms and activations is computed twice."""
-    explicit_blocks: bool = True
-    """Differentiate the transformer blocks by hand; False leaves them to autograd, which keeps everything."""
+    blocks: Blocks = "auto"
+    """Who differentiates the transformer blocks: we "by_hand", at any stash, or "autograd", which keeps everything;
+    auto is by hand where attention is fused, and wherever the stash is below 10."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         _require_finite(self, "objective.")
         _require(0.0 < self.mask_ratio < 1.0, f"objective.mask_ratio is {self.mask_ratio}; expected 0 < ratio < 1")
         _require(
-            self.explicit_blocks or self.stash == 10,
-            f"objective.stash is {self.stash}, but autograd keeps everything; set objective.explicit_blocks to true or "
+            self.blocks != "autograd" or self.stash == 10,
+            f"objective.stash is {self.stash}, but autograd keeps everything; set objective.blocks to by_hand, or "
             "objective.stash to 10",
         )
 
@@ -124,8 +127,9 @@ class ContrastiveObjectiveConfig:
     """What the first forward keeps for the backward, in numbers of the width's size per token and layer: 0 keeps the
     inputs and computes the encoders again, so memory is a micro-batch's; 10 keeps everything, so nothing but norms and
     activations is computed twice; 1, 2, 3 and 6 lie between."""
-    explicit_blocks: bool = True
-    """Differentiate the transformer blocks by hand; False leaves them to autograd, whose stash is 0 or 10."""
+    blocks: Blocks = "auto"
+    """Who differentiates the transformer blocks: we "by_hand", at any stash, or "autograd", whose stash is 0 or 10;
+    auto is by hand where attention is fused, and wherever autograd lacks the stash."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -133,8 +137,8 @@ class ContrastiveObjectiveConfig:
         _require(self.caption_weight >= 0.0, f"objective.caption_weight is {self.caption_weight}; expected at least 0")
         _require(self.max_patches >= 1, f"objective.max_patches is {self.max_patches}; expected at least 1")
         _require(
-            self.explicit_blocks or self.stash in (0, 10),
-            f"objective.stash is {self.stash}, which autograd does not have; set objective.explicit_blocks to true, or "
+            self.blocks != "autograd" or self.stash in (0, 10),
+            f"objective.stash is {self.stash}, which autograd does not have; set objective.blocks to by_hand, or "
             "objective.stash to 0 or 10",
         )
 

@@ -12,10 +12,11 @@ from ..kernels.info_nce import info_nce
 from ..kernels.layout import Layout, Packed, Patches, pad, padded_layout
 from ..kernels.patch_mask import keep_at_most
 from ..models.audio_text import AudioText
+from ..models.by_hand import Stash
 from ..models.generate import PAD
 from .config import ContrastiveObjectiveConfig, RunConfig
 from .distributed import World
-from .objective import Report, Setting, at_least_float32, spectrogram_of
+from .objective import Report, Setting, at_least_float32, blocks_by_hand, spectrogram_of
 
 
 @dataclass(frozen=True)
@@ -127,13 +128,18 @@ class ContrastiveCaptioning:
         return Report(losses, valid_tokens, flops)
 
     def _embed(self, model: AudioText, micro: PairInputs) -> "_Encoded":
-        stash = (self.config.stash or 10) if self.config.explicit_blocks else None
+        stash = self._stash(self.config.stash or 10)
         with self.setting.autocast():
             audio_hidden, audio_embedding = model.encode_audio(micro.audio, stash)
             text_hidden, text_embedding = model.encode_text(
                 micro.text.token_ids, micro.text.layout, micro.dropout_key, stash
             )
         return _Encoded(audio_hidden, audio_embedding, text_hidden, text_embedding)
+
+    def _stash(self, level: Stash) -> Stash | None:
+        """Return ``level``, None where autograd differentiates the blocks."""
+        by_hand = blocks_by_hand(self.config.blocks, self.config.stash, self.setting.world.device)
+        return level if by_hand else None
 
     def _caption(self, model: AudioText, micro: PairInputs, encoded: "_Encoded") -> Tensor:
         text = micro.text
@@ -144,7 +150,7 @@ class ContrastiveCaptioning:
                 encoded.audio_hidden,
                 micro.audio.layout,
                 micro.dropout_key,
-                10 if self.config.explicit_blocks else None,
+                self._stash(10),
             )
             head = model.caption_decoder.head
             return caption_loss(hidden, head.weight, head.bias, text.targets, text.weights)

@@ -12,7 +12,7 @@ from ..kernels.patch_mse import patch_mse
 from ..models.audio_mae import AudioMAE
 from .config import MaeObjectiveConfig, RunConfig
 from .distributed import World
-from .objective import Report, Setting, spectrogram_of
+from .objective import Report, Setting, blocks_by_hand, spectrogram_of
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,13 @@ class MaskedReconstruction:
         if self.config.loss_patches == "all":
             scored += sum(int(micro.visible_lengths.sum()) for micro in inputs)
         denominator = world.sum_(torch.tensor(float(scored), device=world.device))
+        by_hand = blocks_by_hand(self.config.blocks, self.config.stash, world.device)
+        stash = self.config.stash if by_hand else None
         losses: list[Tensor] = []
         valid_tokens = flops = 0
         for micro in inputs:
             masked = micro.patches
             with self.setting.autocast():
-                stash = self.config.stash if self.config.explicit_blocks else None
                 prediction, _ = model(masked.kept, masked.restore.positions, stash)
                 target = self._join(masked, masked.kept.values, masked.restore.values)
                 micro_loss = patch_mse(

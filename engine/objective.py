@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from ..data.batch import AudioTextBatch
 from ..errors import InputError
+from ..kernels import backend
 from ..kernels.layout import LayoutName
 from ..kernels.log_mel import Spectrogram, log_mel
 from ..kernels.patch_mask import MaskedPatches, patch_mask
-from .config import Precision, RunConfig
+from ..models.by_hand import Stash
+from .config import Blocks, Precision, RunConfig
 from .distributed import World
 
 
@@ -78,6 +80,13 @@ class Setting:
             step=step,
             layout=self.layout,
         )
+
+
+def blocks_by_hand(blocks: Blocks, stash: Stash, device: torch.device) -> bool:
+    """Whether transformer blocks are differentiated by hand (:mod:`cacophony.models.stash`) or by autograd."""
+    if blocks == "auto":
+        return stash not in (0, 10) or backend.choose("attention", device).path == "fused"
+    return blocks == "by_hand"
 
 
 def spectrogram_of(batch: AudioTextBatch) -> Spectrogram:

@@ -44,7 +44,7 @@ def write_gradients(
     lse: Tensor,
     *arguments: Any,
 ) -> None:
-    """Write the gradients into tensors that are there, rows and heads of which may be strided."""
+    """Write what :func:`attention_bwd` returns into tensors that are there; their rows and heads may be strided."""
     *where, provider = arguments
     if not query.numel() or not key.numel():
         for gradient in gradients:
@@ -52,7 +52,7 @@ def write_gradients(
         return
     query, key, value = map(_last_contiguous, (query, key, value))
     sequences = _sequences(*where)
-    PROVIDERS[provider].backward(d_out.contiguous(), query, key, value, out, lse, sequences, gradients)
+    PROVIDERS[provider].backward(d_out.contiguous(), query, key, value, out.contiguous(), lse, sequences, gradients)
 
 
 def _sequences(

@@ -12,7 +12,7 @@ from .triton_runtime import jit, tl
 MAX_HEAD_DIM = 128
 """Widest head: its tiles have to fit into one program's registers."""
 
-_CALL = ["scale", "keep_scale", "threshold", "site_key"]
+_CALL = ["queries", "blocks", "scale", "keep_scale", "threshold", "site_key"]
 
 
 @jit(do_not_specialize=_CALL)

@@ -51,9 +51,7 @@ def norm_forward(
     """
     if _is_fused("add_layer_norm", residual):
         rows = residual.reshape(-1, residual.shape[-1]).contiguous()
-        arguments = (
-            op_arguments(dropout.key, dropout.layout, rows.device) if dropout else op_arguments(None, None, rows.device)
-        )
+        arguments = _op_arguments(dropout, rows)
         update = None if x is None else x.reshape(rows.shape).contiguous()
         first, second = (rows, None) if update is None else (update, rows)
         normed, h, mean, rstd = layer_norm_fwd_op(first, second, weight, bias, eps, residual.dtype, *arguments)
@@ -62,11 +60,8 @@ def norm_forward(
     if x is not None and dropout is not None:
         x = dropout_reference(x, dropout.key, dropout.layout)
     h = residual if x is None else residual + x
-    wide = _wide(h)
-    variance, mean = torch.var_mean(wide, dim=-1, correction=0)
-    rstd = (variance + eps).rsqrt()
-    unit = (wide - mean[..., None]) * rstd[..., None]
-    return Normed((unit * weight + bias).to(h.dtype), h, mean, rstd)
+    normed, mean, rstd = torch.native_layer_norm(h.to(weight.dtype), h.shape[-1:], weight, bias, eps)
+    return Normed(normed.to(h.dtype), h, mean, rstd)
 
 
 def norm_backward(
@@ -88,35 +83,25 @@ def norm_backward(
     h = forward.h
     if _is_fused("add_layer_norm", h):
         rows = h.reshape(-1, h.shape[-1])
-        arguments = (
-            op_arguments(dropout.key, dropout.layout, h.device) if dropout else op_arguments(None, None, h.device)
-        )
+        arguments = _op_arguments(dropout, rows)
         d_sum = None if d_h is None else d_h.reshape(rows.shape).contiguous()
+        d_rows = d_normed.reshape(rows.shape).contiguous()
         d_residual, d_x, d_parameters = layer_norm_bwd_op(
-            d_normed.reshape(rows.shape).contiguous(),
-            d_sum,
-            rows,
-            weight,
-            forward.mean,
-            forward.rstd,
-            h.dtype,
-            *arguments,
+            d_rows, d_sum, rows, weight, forward.mean, forward.rstd, h.dtype, *arguments
         )
         d_weight += d_parameters[0]
         d_bias += d_parameters[1]
         d_residual = d_residual.view(h.shape)
         return (d_x.view(h.shape) if d_x.dim() == 2 else d_residual), d_residual
-    g = _wide(d_normed)
-    unit = (_wide(h) - forward.mean[..., None]) * forward.rstd[..., None]
-    d_weight += (g * unit).flatten(0, -2).sum(0)
-    d_bias += g.flatten(0, -2).sum(0)
-    g = g * weight
-    d_residual = forward.rstd[..., None] * (
-        g - g.mean(dim=-1, keepdim=True) - unit * (g * unit).mean(dim=-1, keepdim=True)
+    wide = d_normed.to(weight.dtype), h.to(weight.dtype)
+    d_residual, d_scale, d_shift = torch.ops.aten.native_layer_norm_backward(
+        *wide, h.shape[-1:], forward.mean, forward.rstd, weight, weight, [True, True, True]
     )
+    d_weight += d_scale
+    d_bias += d_shift
+    d_residual = d_residual.to(h.dtype)
     if d_h is not None:
         d_residual = d_residual + d_h
-    d_residual = d_residual.to(h.dtype)
     d_x = dropout_reference(d_residual, dropout.key, dropout.layout) if dropout else d_residual
     return d_x, d_residual
 
@@ -150,10 +135,6 @@ def _op_arguments(dropout: Dropout | None, rows: Tensor) -> OpArguments:
     if dropout is None:
         return op_arguments(None, None, rows.device)
     return op_arguments(dropout.key, dropout.layout, rows.device)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.element_size() < 4 else x
 
 
 def _is_fused(op: str, x: Tensor) -> bool:

@@ -222,6 +222,12 @@ def _backward_work(inputs: Inputs) -> Work:
     return Work(bytes=normed_bytes + 3 * residual.nbytes + (0 if shared else x.nbytes))
 
 
+def _liger_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, dtype: torch.dtype | None) -> Tensor:
+    from liger_kernel.ops.layer_norm import LigerLayerNormFunction  # type: ignore[import-not-found]
+
+    return LigerLayerNormFunction.apply(x, weight, bias, eps).to(x.dtype if dtype is None else dtype)
+
+
 SPEC = Spec(
     name="layer_norm",
     op=layer_norm,
@@ -242,6 +248,7 @@ SPEC = Spec(
     ),
     forward=_forward_work,
     backward=_backward_work,
+    rivals={"liger": _liger_layer_norm},
 )
 
 ADD_SPEC = Spec(

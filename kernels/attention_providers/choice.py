@@ -66,8 +66,6 @@ def use_provider(name: str) -> Iterator[None]:
         _asked = before
 
 
-# Libraries are imported to see whether they work, which cannot be traced; the choice is a constant of a compiled graph.
-@torch.compiler.assume_constant_result
 def choose_provider(
     device: torch.device, dtype: torch.dtype, head_dim: int, causal: bool, dropout: bool, insist: bool
 ) -> str:
@@ -81,6 +79,11 @@ def choose_provider(
     if insist and chosen.provider == REFERENCE and chosen.refusals:
         raise ValueError(f"attention: query with {problem} is taken by no provider: {'; '.join(chosen.refusals)}")
     return chosen.provider
+
+
+# Libraries are imported to see whether they work, which cannot be traced: the choice is a constant of a compiled graph.
+# This is all that torch.compiler.assume_constant_result does, once it has imported the compiler, which takes seconds.
+choose_provider._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class ProviderChoice(NamedTuple):

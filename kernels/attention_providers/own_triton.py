@@ -18,6 +18,8 @@ from ..dropout import threshold
 from ..triton_runtime import HAS_TRITON, INTERPRETING, cdiv, launch, next_power_of_two
 from .provider import Problem, Provider, Sequences
 
+_LARGEST_BLOCK = 128 if INTERPRETING else 64  # in the interpreter an operation costs the same, whatever its size
+
 
 class OwnTriton(Provider):
     """Launches the kernels of :mod:`~cacophony.kernels.attention_triton`; the same call gives the same bits."""
@@ -110,7 +112,7 @@ def _tiles(query: Tensor, key: Tensor, sequences: Sequences) -> dict[str, Any]:
     head_dim, sizes = query.shape[2], []
     for tokens, longest in ((query.shape[0], sequences.max_query), (key.shape[0], sequences.max_key)):
         typical = min(cdiv(tokens, sequences.count), longest)
-        sizes.append(min(max(next_power_of_two(typical), 16), 64))
+        sizes.append(min(max(next_power_of_two(typical), 16), _LARGEST_BLOCK))
     return {
         "HEAD_DIM": head_dim,
         "BLOCK_D": max(next_power_of_two(head_dim), 16),

@@ -82,7 +82,7 @@ def broken(**_: Any) -> Any:
     ("failing", "reason"),
     [
         (not_installed, "not installed (No module named 'cacophony_rival_that_is_not_there')"),
-        (out_of_memory, "out of memory"),
+        (out_of_memory, "out of memory while its result was checked"),
         (broken, "ValueError: no such width"),
     ],
 )

@@ -63,19 +63,27 @@ def test_variants_take_turns_and_one_that_breaks_does_not_stop_them(monkeypatch:
         variant = arguments[4]
 
         def step() -> StepWork:
-            turns.append(variant.provider)
+            turns.append(variant.layout if variant.provider == "reference" else variant.provider)
             if variant.provider == "compile":
                 raise RuntimeError("no compiler\nand more")
+            if variant.provider == "fused" and turns.count("fused") == 4:
+                raise torch.OutOfMemoryError("Tried to allocate 2 GiB.")
             return StepWork(100, 10**12)
 
         return step
 
     monkeypatch.setattr(steps, "training_step", fake_step)
-    variants = [Variant(name, "packed") for name in ("reference", "compile", "fused")]
-    rows = {row.provider: row for row in bench_steps(StepSettings(stages=["mae"], rounds=3, variants=variants))}
-    assert rows["compile"].reason == "RuntimeError: no compiler"
-    assert turns[-6:] == ["reference", "fused"] * 3
-    assert rows["fused"].timing is not None
+    variants = [Variant("compile", "padded"), Variant("fused", "packed"), *(Variant("reference", x) for x in LAYOUTS)]
+    rows = list(bench_steps(StepSettings(stages=["mae"], rounds=3, variants=variants)))
+    assert [(row.provider, row.layout, row.reason) for row in rows] == [
+        ("fused", "packed", "out of memory"),
+        ("reference", "packed", None),
+        ("reference", "padded", None),
+        ("compile", "padded", "RuntimeError: no compiler"),
+    ]
+    warm = [name for name in ("fused", "packed", "padded") for _ in range(2)]
+    assert turns == [*warm, "fused", "packed", "padded", "fused", "packed", "padded", "packed", "padded", "compile"]
+    assert all(row.timing.rounds == 3 for row in rows if row.timing)
 
 
 def test_ratios_compare_layouts_of_plain_pytorch_and_each_providers_best_with_fused() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cacophony.data.batch import AudioTextBatch, collate
-from cacophony.engine.config import ContrastiveObjectiveConfig, ContrastiveRunConfig
+from cacophony.engine.config import Blocks, ContrastiveObjectiveConfig, ContrastiveRunConfig
 from cacophony.engine.contrastive_captioning import ContrastiveCaptioning
 from cacophony.engine.distributed import World
 from cacophony.engine.objective import Report
@@ -123,7 +123,9 @@ def assert_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]):
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
-@pytest.mark.parametrize("stash", [0, 1, 2, 3, 6, 10])
+@pytest.mark.parametrize(
+    ("stash", "blocks"), [(0, "by_hand"), *((level, "auto") for level in (0, 1, 2, 3, 6, 10)), (10, "by_hand")]
+)
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 64])
 @pytest.mark.parametrize(("reduction", "dropout"), [("caption", 0.3), ("token", 0.0)])
 def test_the_gradient_is_the_full_batchs_whatever_the_micro_batch_stash_and_layout(
@@ -132,6 +134,7 @@ def test_the_gradient_is_the_full_batchs_whatever_the_micro_batch_stash_and_layo
     contrastive_config: ContrastiveRunConfig,
     layout: Literal["packed", "padded"],
     stash: Stash,
+    blocks: Blocks,
     micro_batch_size: int,
     reduction: Literal["caption", "token"],
     dropout: float,
@@ -141,6 +144,7 @@ def test_the_gradient_is_the_full_batchs_whatever_the_micro_batch_stash_and_layo
         caption_reduction=reduction,
         max_patches=40,
         stash=stash,
+        blocks=blocks,
         halve_contrastive=reduction == "token",
     )
     config = replace(contrastive_config, layout=layout, micro_batch_size=micro_batch_size)
