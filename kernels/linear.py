@@ -45,7 +45,7 @@ class LinearFunction(torch.autograd.Function):
         if ctx.activation:
             d_pre, _ = activation_bwd_op(d_pre, pre, ctx.activation, False)
         d_x = (d_pre @ weight).to(x_dtype) if needs_x else None
-        d_weight = weight_gradient(d_pre, x, weight_dtype) if needs_weight else None
+        d_weight = _weight_gradient(d_pre, x, weight_dtype) if needs_weight else None
         d_bias = column_sum_op(d_pre, bias_dtype) if needs_bias else None
         return d_x, d_weight, d_bias, None, None
 
@@ -63,15 +63,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation | Non
     if activation is not None:
         check_activation("linear", "activation", activation)
     return _dispatch(x, weight, bias, activation)
-
-
-def weight_gradient(d_y: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return d_yᵀ @ x ``[N, K]`` of ``d_y`` ``[rows, N]`` and ``x`` ``[rows, K]``, summed and left in ``dtype``."""
-    if d_y.dtype == dtype:
-        return d_y.T @ x
-    if d_y.is_cuda:
-        return torch.mm(d_y.T, x, out_dtype=dtype)
-    return d_y.T.to(dtype) @ x.to(dtype)
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation | None) -> Tensor:
@@ -92,6 +83,15 @@ def _linear_cuda(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation
         check_dtype("linear", "bias", bias, (products,))
     out = LinearFunction.apply(x.reshape(-1, x.shape[-1]), weight, bias, activation, products)
     return out.view(*x.shape[:-1], weight.shape[0])
+
+
+def _weight_gradient(d_pre: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return d_preᵀ @ x in ``dtype``: where that is float32, products of 16-bit numbers are not rounded in between."""
+    if dtype != torch.float32:
+        return (d_pre.T @ x).to(dtype)
+    if d_pre.is_cuda and d_pre.dtype != dtype:
+        return torch.mm(d_pre.T, x, out_dtype=dtype)
+    return d_pre.T.float() @ x.float()
 
 
 _dispatch = backend.register("linear", reference=linear_reference, fused={"cuda": _linear_cuda})
