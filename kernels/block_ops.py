@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import backend
+from .column_sum import column_sum_op
 from .dropout import DropoutKey, OpArguments, dropout_reference, op_arguments
 from .layer_norm_triton import layer_norm_bwd_op, layer_norm_fwd_op
 from .layout import Layout
-from .linear import Activation
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,13 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.linear(x, weight.to(x.dtype), bias.to(x.dtype))
 
 
-def linear_backward(d_y: Tensor, x: Tensor, weight: Tensor, d_weight: Tensor, d_bias: Tensor) -> Tensor:
-    """Return d_y @ weight; d_weight += d_yᵀ @ x and d_bias += Σ d_y, products of bf16 summed in the buffer's dtype."""
+def linear_input_gradient(d_y: Tensor, weight: Tensor) -> Tensor:
+    """Return d_y @ weight, the gradient of what :func:`linear_forward` read."""
+    return d_y @ weight.to(d_y.dtype)
+
+
+def linear_parameter_gradients(d_y: Tensor, x: Tensor, d_weight: Tensor, d_bias: Tensor) -> None:
+    """d_weight += d_yᵀ @ x and d_bias += Σ d_y, products of bf16 summed in the buffer's dtype."""
     rows, x_rows = d_y.flatten(0, -2), x.flatten(0, -2)
     if rows.dtype == d_weight.dtype:
         d_weight.addmm_(rows.T, x_rows)
@@ -120,20 +125,10 @@ def linear_backward(d_y: Tensor, x: Tensor, weight: Tensor, d_weight: Tensor, d_
         torch.addmm(d_weight, rows.T, x_rows, out_dtype=d_weight.dtype, out=d_weight)
     else:
         d_weight.addmm_(rows.T.to(d_weight.dtype), x_rows.to(d_weight.dtype))
-    d_bias += rows.sum(0, dtype=d_bias.dtype)
-    return d_y @ weight.to(d_y.dtype)
-
-
-def activation_forward(pre: Tensor, activation: Activation) -> Tensor:
-    """Return silu(pre) = pre · sigmoid(pre), or gelu(pre) with erf."""
-    return F.silu(pre) if activation == "silu" else F.gelu(pre)
-
-
-def activation_backward(d_out: Tensor, pre: Tensor, activation: Activation) -> Tensor:
-    """Return the gradient of ``pre``: d_out · activation'(pre)."""
-    if activation == "silu":
-        return torch.ops.aten.silu_backward(d_out, pre)
-    return torch.ops.aten.gelu_backward(d_out, pre)
+    if _is_fused("linear", rows):
+        d_bias += column_sum_op(rows.contiguous(), d_bias.dtype)
+    else:
+        d_bias += rows.sum(0, dtype=d_bias.dtype)
 
 
 def _op_arguments(dropout: Dropout | None, rows: Tensor) -> OpArguments:

@@ -1,6 +1,7 @@
 """Every op's SPEC: what tests, benches, the compile gate and `cacophony parity` iterate over. Ops do not import it."""
 
 from . import (
+    activation,
     attention,
     attention_pool,
     caption_loss,
@@ -25,6 +26,7 @@ SPECS: tuple[Spec, ...] = (
     mae_decoder_input.SPEC,
     patch_mse.SPEC,
     linear.SPEC,
+    activation.SPEC,
     attention.SPEC,
     attention_pool.SPEC,
     dropout.SPEC,

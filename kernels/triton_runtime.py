@@ -25,7 +25,7 @@ if TYPE_CHECKING or HAS_TRITON:
     import triton.language as tl
     from triton import jit
 else:
-    tl = SimpleNamespace(constexpr=None)  # what the signature of a kernel names
+    tl = SimpleNamespace(constexpr=lambda value: value)  # what signatures and constants of kernels name
 
     def jit(function=None, **_options):
         """Leave a kernel as it is: nothing can launch it."""

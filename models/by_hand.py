@@ -10,20 +10,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..kernels.activation import Activation, activation_backward
 from ..kernels.attention import AttentionSaved, attention_bwd, attention_fwd
 from ..kernels.block_ops import (
     Dropout,
     Normed,
-    activation_backward,
-    activation_forward,
-    linear_backward,
     linear_forward,
+    linear_input_gradient,
+    linear_parameter_gradients,
     norm_backward,
     norm_forward,
 )
 from ..kernels.dropout import DropoutKey
 from ..kernels.layout import Layout
-from ..kernels.linear import Activation
 from .block import CrossAttention, PostNormBlock, PreNormBlock, SelfAttention
 from .layers import LayerNorm, Linear
 
@@ -72,15 +71,21 @@ def linear(own: Linear, x: Tensor) -> Tensor:
 
 def undo_linear(own: Linear, d_y: Tensor, x: Tensor) -> Tensor:
     """Return the gradient of x."""
-    return linear_backward(d_y, x, own.weight, gradient_buffer(own.weight), gradient_buffer(own.bias))
+    linear_parameter_gradients(d_y, x, gradient_buffer(own.weight), gradient_buffer(own.bias))
+    return linear_input_gradient(d_y, own.weight)
 
 
 def undo_feed_forward(
     block: PreNormBlock | PostNormBlock, d_out: Tensor, x: Tensor, inside: Tensor, activation: Activation
 ) -> Tensor:
-    """Return the gradient of ``x``, what the feed-forward read; ``inside`` is W₁ x + b₁."""
-    d_activated = undo_linear(block.mlp_out, d_out, activation_forward(inside, activation))
-    return undo_linear(block.mlp_in, activation_backward(d_activated, inside, activation), x)
+    """Return the gradient of ``x``, what the feed-forward read; ``inside`` is W₁ x + b₁.
+
+    The gradient of W₂ comes second: it reads the activation, made again in the pass that makes the gradient of inside.
+    """
+    out = block.mlp_out
+    d_inside, activated = activation_backward(linear_input_gradient(d_out, out.weight), inside, activation)
+    linear_parameter_gradients(d_out, activated, gradient_buffer(out.weight), gradient_buffer(out.bias))
+    return undo_linear(block.mlp_in, d_inside, x)
 
 
 def attend(attention: SelfAttention, qkv: Tensor, layout: Layout, key: DropoutKey | None) -> Attended:

@@ -5,10 +5,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..kernels.activation import Activation
 from ..kernels.dropout import DropoutKey
 from ..kernels.layer_norm import add_layer_norm, layer_norm
 from ..kernels.layout import Layout
-from ..kernels.linear import Activation, linear
+from ..kernels.linear import linear
 
 # Standard deviation of a unit normal truncated at ±2: flax divides by it so that the truncated sample has std 1.
 _TRUNCATED_STD = 0.87962566103423978

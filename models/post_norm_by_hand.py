@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..kernels.block_ops import activation_forward
+from ..kernels.activation import activation
 from ..kernels.dropout import DropoutKey
 from ..kernels.layout import Layout
 from .block import PostNormBlock
@@ -66,7 +66,7 @@ def post_norm_forward(
         last = norm(block.cross_attention_norm, projected, first.normed, keys[3], layout)
         sums.append(last.h)
     inside = linear(block.mlp_in, last.normed)
-    out = norm(block.mlp_norm, linear(block.mlp_out, activation_forward(inside, "gelu")), last.normed, keys[4], layout)
+    out = norm(block.mlp_norm, linear(block.mlp_out, activation(inside, "gelu")), last.normed, keys[4], layout)
     kept = PostNormKept(
         x,
         [*sums, out.h] if stash >= 2 else None,
@@ -115,7 +115,7 @@ def post_norm_backward(
             last = norm(block.cross_attention_norm, None, kept.sums[1])
     inside = linear(block.mlp_in, last.normed) if kept.inside is None else kept.inside
     if kept.sums is None:
-        fed = linear(block.mlp_out, activation_forward(inside, "gelu"))
+        fed = linear(block.mlp_out, activation(inside, "gelu"))
         out = norm(block.mlp_norm, fed, last.normed, keys[4], layout)
     else:
         out = norm(block.mlp_norm, None, kept.sums[-1])

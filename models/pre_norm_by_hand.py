@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..kernels.block_ops import activation_forward
+from ..kernels.activation import activation
 from ..kernels.layout import Layout
 from .block import PreNormBlock
 from .by_hand import Attended, Stash, attend, linear, norm, undo_attend, undo_feed_forward, undo_linear, undo_norm
@@ -33,7 +33,7 @@ def pre_norm_forward(
     attended = attend(block.attention, qkv, layout, None)
     second = norm(block.mlp_norm, linear(block.attention.out, attended.out.flatten(-2)), first.h)
     inside = linear(block.mlp_in, second.normed)
-    out = linear(block.mlp_out, activation_forward(inside, "silu"))
+    out = linear(block.mlp_out, activation(inside, "silu"))
     kept = PreNormKept(
         first.h,
         second.h if stash >= 2 else None,

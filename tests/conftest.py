@@ -13,6 +13,10 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# The shapes are small: threads that wait for each other take longer than one that works, here and in child processes.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 HAS_HYPOTHESIS = importlib.util.find_spec("hypothesis") is not None
 
 if HAS_HYPOTHESIS:

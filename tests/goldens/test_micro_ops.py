@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from cacophony.kernels.activation import Activation
 from cacophony.kernels.attention_pool import attention_pool
 from cacophony.kernels.layer_norm import layer_norm
 from cacophony.kernels.layout import LayoutName, Packed, Padded, Patches, PatchPositions, unpad
-from cacophony.kernels.linear import Activation, linear
+from cacophony.kernels.linear import linear
 from cacophony.kernels.patch_embed import patch_embed
 from cacophony.models.text import normalise
 from torch import Tensor

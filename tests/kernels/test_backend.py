@@ -15,6 +15,7 @@ from torch import Tensor
 
 CPU = torch.device("cpu")
 OPS = [
+    "activation",
     "attention",
     "attention_pool",
     "caption_loss",

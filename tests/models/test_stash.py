@@ -4,8 +4,10 @@ from typing import Literal, get_args
 
 import pytest
 import torch
+from cacophony.kernels.backend import use_backend
 from cacophony.kernels.dropout import DropoutKey
 from cacophony.kernels.layout import Layout, Packed, padded_layout
+from cacophony.kernels.triton_runtime import HAS_TRITON
 from cacophony.models.block import PostNormBlock, PreNormBlock
 from cacophony.models.by_hand import Stash
 from cacophony.models.config import TransformerConfig
@@ -84,6 +86,18 @@ def test_every_level_gives_the_same_bits(kind: Kind):
     one, *others = (gradients(kind, stash, False, 0.3, torch.float32) for stash in LEVELS)
     for other in others:
         assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.parametrize("kind", KINDS)
+def test_fused_steps_equal_the_reference(kind: Kind):
+    """In float32; budget: 1e-5 of each tensor's largest entry."""
+    expected = gradients(kind, 1, False, 0.3, torch.float32)
+    with use_backend("fused", ops=["linear", "activation", "layer_norm", "add_layer_norm"]):
+        found = gradients(kind, 1, False, 0.3, torch.float32)
+    for name, tensor in expected.items():
+        budget = 1e-5 * max(float(tensor.abs().max()), 1e-1)  # a key's bias has no gradient but rounding
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=budget, msg=lambda m, n=name: f"{n}: {m}")
 
 
 class Keeper:
