@@ -72,10 +72,10 @@ def demo_stage1() -> MaeRunConfig:
         data=MaeDataConfig(workers=2),
         batch_size=32,
         micro_batch_size=32,
-        steps=330,
+        steps=420,
         update=UpdateConfig(learning_rate=3e-3, final_learning_rate=1e-5, warmup_steps=20),
         log_every_steps=5,
-        save_every_steps=110,
+        save_every_steps=140,
     )
 
 
@@ -87,11 +87,11 @@ def demo_stage2() -> ContrastiveRunConfig:
         objective=ContrastiveObjectiveConfig(caption_weight=3.0, stash=10, max_patches=48),
         batch_size=64,
         micro_batch_size=64,
-        steps=220,
+        steps=270,
         # The paper's ρ belongs to 287 M parameters; it drowns the gradient of this model, which has under 1 M.
         update=UpdateConfig(learning_rate=3e-3, final_learning_rate=1e-5, warmup_steps=20, rho=0.005),
         log_every_steps=5,
-        save_every_steps=110,
+        save_every_steps=135,
     )
 
 
