@@ -11,12 +11,13 @@ from ..kernels.dropout import DropoutKey
 from ..kernels.info_nce import info_nce
 from ..kernels.layout import Layout, Packed, Patches, pad, padded_layout
 from ..kernels.patch_mask import keep_at_most
+from ..kernels.precision import at_least_float32
 from ..models.audio_text import AudioText
 from ..models.by_hand import Stash
 from ..models.generate import PAD
 from .config import ContrastiveObjectiveConfig, RunConfig
 from .distributed import World
-from .objective import Report, Setting, at_least_float32, blocks_by_hand, spectrogram_of
+from .objective import Report, Setting, blocks_by_hand, spectrogram_of
 
 
 @dataclass(frozen=True)

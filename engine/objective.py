@@ -95,8 +95,3 @@ def spectrogram_of(batch: AudioTextBatch) -> Spectrogram:
     if bool((spectrogram.patch_counts == 0).any()):
         raise InputError("a clip is too short for one patch (2401 samples at 16 kHz); pack again, which leaves it out")
     return spectrogram
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Return ``x``, a half-precision one as float32."""
-    return x.float() if x.element_size() < 4 else x

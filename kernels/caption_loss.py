@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import backend
+from .precision import at_least_float32
 from .spec import Case, Inputs, MakeInputs, Spec, Work
 
 
@@ -25,9 +26,7 @@ def caption_loss_reference(
     counted = token_weights != 0
     logits = F.linear(hidden[counted], weight, bias)
     with torch.autocast(hidden.device.type, enabled=False):
-        if logits.element_size() < 4:
-            logits = logits.float()
-        nll = F.cross_entropy(logits, targets[counted], reduction="none")
+        nll = F.cross_entropy(at_least_float32(logits), targets[counted], reduction="none")
         return (nll * token_weights[counted].to(nll.dtype)).sum()
 
 

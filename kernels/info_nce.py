@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import backend
+from .precision import at_least_float32
 from .spec import Case, Inputs, MakeInputs, Spec, Work
 
 
@@ -23,8 +24,7 @@ def info_nce(audio: Tensor, text: Tensor, logit_scale: Tensor, *, halved: bool =
 def info_nce_reference(audio: Tensor, text: Tensor, logit_scale: Tensor, *, halved: bool) -> Tensor:
     """Compute :func:`info_nce` through the full ``[N, N]`` logits."""
     with torch.autocast(audio.device.type, enabled=False):
-        if audio.element_size() < 4:
-            audio, text = audio.float(), text.float()
+        audio, text = at_least_float32(audio), at_least_float32(text)
         logits = logit_scale.to(audio.dtype).exp() * (audio @ text.T)
         pairs = torch.arange(len(logits), device=logits.device)
         loss = F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)

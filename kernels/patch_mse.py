@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from . import backend
 from .checks import check_device, check_dtype, check_shape
 from .patch_mse_triton import MAX_WIDTH, patch_mse_fwd_op, patch_mse_scale_op
+from .precision import at_least_float32
 from .spec import Case, Inputs, MakeInputs, Spec, Work, draw_normal
 
 
@@ -78,15 +79,11 @@ def patch_mse_reference(
     prediction: Tensor, target: Tensor, selected: Tensor, denominator: Tensor | float, *, unbiased: bool, eps: float
 ) -> Tensor:
     """Compute :func:`patch_mse` in plain PyTorch, statistics and sum at least in float32."""
-    prediction, target = _at_least_float32(prediction[selected]), _at_least_float32(target[selected])
+    prediction, target = at_least_float32(prediction[selected]), at_least_float32(target[selected])
     centred = target - target.mean(dim=-1, keepdim=True)
     variance = centred.square().sum(dim=-1, keepdim=True) / (target.shape[-1] - int(unbiased))
     normalised = centred / (variance + eps).sqrt()
     return (prediction - normalised).square().mean(dim=-1).sum() / denominator
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.element_size() < 4 else x
 
 
 def _patch_mse_cuda(

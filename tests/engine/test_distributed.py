@@ -62,7 +62,7 @@ def test_two_ranks_train_the_run_of_one(
     tmp_path: Path,
     stage: Stage,
 ):
-    """Budgets: losses 1e-5 of their value, weights 1e-5.
+    """Budgets: losses 3e-6 of their value, weights 1e-6.
 
     Adam divides a gradient by its size, so a parameter without any (a key's bias) would move by its rounding: eps is
     far above that here. Large steps would also make rounding grow from one to the next, so they are small.
@@ -78,12 +78,12 @@ def test_two_ranks_train_the_run_of_one(
     one, two = read_log(alone), read_log(shared)
     assert [line["step"] for line in two] == [line["step"] for line in one] == list(range(1, 7))
     for name in ("loss", "gradient_norm", "learning_rate", *(("sam_loss",) if stage == "contrastive" else ())):
-        assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=1e-5), name
+        assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=3e-6), name
     expected = load_tensors(latest_checkpoint(alone) / "model.safetensors")
     found = load_tensors(latest_checkpoint(shared) / "model.safetensors")
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
     for name in ("state.json",):
         states = [json.loads((latest_checkpoint(run) / name).read_text()) for run in (alone, shared)]
         assert states[0] == states[1]
