@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from .device_peak import peak_flops
+from .gpus import peak_flops
 from .figures import loss_curves
 
 LOG_FILE = "log.jsonl"
