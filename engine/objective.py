@@ -17,6 +17,7 @@ from ..kernels import backend
 from ..kernels.layout import LayoutName
 from ..kernels.log_mel import Spectrogram, log_mel
 from ..kernels.patch_mask import MaskedPatches, patch_mask
+from ..kernels.precision import autocast
 from ..models.by_hand import Stash
 from .config import Blocks, Precision, RunConfig
 from .distributed import World
@@ -60,9 +61,7 @@ class Setting:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context of a forward pass."""
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
+        return autocast(self.world.device, torch.bfloat16 if self.precision == "bf16" else None)
 
     def micro_batches(self, batch: AudioTextBatch) -> list[AudioTextBatch]:
         """Cut a batch into forward passes of at most ``micro_batch_size`` clips."""

@@ -12,6 +12,7 @@ from . import backend
 from .attention_pool_ops import MAX_QUERY_BYTES, MAX_WIDTH, attention_pool_bwd_op, attention_pool_fwd_op, query_bytes
 from .checks import check_device, check_dtype, check_layout, check_shape
 from .layout import Layout, Packed, pad, padded_layout
+from .precision import autocast_dtype
 from .spec import Case, ErrorBudget, Inputs, MakeInputs, Spec, Work, draw_normal
 
 
@@ -112,14 +113,13 @@ def _attention_pool_cuda(
     heads: int,
     layout: Layout,
 ) -> Tensor:
-    op, width, device = "attention_pool", hidden.shape[-1], hidden.device.type
+    op, width = "attention_pool", hidden.shape[-1]
     operands = {"hidden": hidden, "query": query, "key_weight": key_weight, "value_weight": value_weight}
     for name, tensor in operands.items():
         check_dtype(op, name, tensor)
     check_dtype(op, "key_bias", key_bias, (key_weight.dtype,))
     check_dtype(op, "value_bias", value_bias, (value_weight.dtype,))
-    autocast = device != "meta" and torch.is_autocast_enabled(device)  # meta has none
-    dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
+    dtype = autocast_dtype(hidden.device) or hidden.dtype
     if not 1 <= width <= MAX_WIDTH:
         raise ValueError(f"{op}: hidden is {width} wide, expected 1 to {MAX_WIDTH}")
     if query_bytes(width, heads, dtype) > MAX_QUERY_BYTES:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import backend
-from .precision import at_least_float32
+from .precision import at_least_float32, autocast
 from .spec import Case, Inputs, MakeInputs, Spec, Work
 
 
@@ -25,7 +25,7 @@ def caption_loss_reference(
     """Compute :func:`caption_loss` through the logits of the tokens whose weight is not 0."""
     counted = token_weights != 0
     logits = F.linear(hidden[counted], weight, bias)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with autocast(hidden.device, None):
         nll = F.cross_entropy(at_least_float32(logits), targets[counted], reduction="none")
         return (nll * token_weights[counted].to(nll.dtype)).sum()
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import backend
-from .precision import at_least_float32
+from .precision import at_least_float32, autocast
 from .spec import Case, Inputs, MakeInputs, Spec, Work
 
 
@@ -23,7 +23,7 @@ def info_nce(audio: Tensor, text: Tensor, logit_scale: Tensor, *, halved: bool =
 
 def info_nce_reference(audio: Tensor, text: Tensor, logit_scale: Tensor, *, halved: bool) -> Tensor:
     """Compute :func:`info_nce` through the full ``[N, N]`` logits."""
-    with torch.autocast(audio.device.type, enabled=False):
+    with autocast(audio.device, None):
         audio, text = at_least_float32(audio), at_least_float32(text)
         logits = logit_scale.to(audio.dtype).exp() * (audio @ text.T)
         pairs = torch.arange(len(logits), device=logits.device)

@@ -16,6 +16,7 @@ from . import backend
 from .activation import Activation, activation_bwd_op, activation_fwd_op, activation_reference, check_activation
 from .checks import check_device, check_dtype, check_shape
 from .column_sum import column_sum_op
+from .precision import autocast_dtype
 from .spec import Case, Inputs, MakeInputs, Spec, Work, draw_normal
 
 
@@ -74,10 +75,8 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor, activation: Activa
 def _linear_cuda(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation | None) -> Tensor:
     for name, tensor in {"x": x, "weight": weight, "bias": bias}.items():
         check_dtype("linear", name, tensor)
-    device = x.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):  # meta has none
-        products = torch.get_autocast_dtype(device)
-    else:
+    products = autocast_dtype(x.device)
+    if products is None:
         products = x.dtype
         check_dtype("linear", "weight", weight, (products,))
         check_dtype("linear", "bias", bias, (products,))

@@ -16,6 +16,7 @@ from .checks import check_device, check_dtype, check_shape
 from .layout import Packed, Patches, PatchPositions, pad, padded_layout
 from .log_mel import FREQ_PATCHES, PATCH_PIXELS
 from .patch_embed_triton import patch_embed_bwd_op, patch_embed_fwd_op
+from .precision import autocast_dtype
 from .sincos import sincos_embedding
 from .spec import Case, Inputs, MakeInputs, Spec, Work, draw_normal
 
@@ -86,9 +87,7 @@ def _patch_embed_cuda(patches: Patches, weight: Tensor, bias: Tensor, freq_embed
     check_dtype("patch_embed", "bias", bias, (weight.dtype,))
     for name, tensor in {"time": positions.time, "freq": positions.freq}.items():
         check_dtype("patch_embed", f"patches.positions.{name}", tensor, (torch.int64,))
-    device = values.device.type
-    autocast = device != "meta" and torch.is_autocast_enabled(device)
-    products = torch.get_autocast_dtype(device) if autocast else weight.dtype
+    products = autocast_dtype(values.device) or weight.dtype
     tokens = PatchEmbedFunction.apply(
         values.reshape(-1, PATCH_PIXELS).contiguous(),
         weight.contiguous(),

@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 
 from ..kernels.dropout import DropoutKey
 from ..kernels.layout import Layout
+from ..kernels.precision import autocast
 from .block import PostNormBlock, PreNormBlock
 from .by_hand import Stash
 from .post_norm_by_hand import post_norm_backward, post_norm_forward
@@ -108,7 +109,7 @@ class _StackFunction(torch.autograd.Function):
     def forward(ctx: Any, stack: _Stack, x: Tensor, context: Tensor | None, anchor: Tensor) -> Tensor:
         """Run forward and hold on to what was kept."""
         ctx.stack, ctx.context = stack, context
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast(x.device, None):
             y, ctx.kept = stack.forward(x, context)
         return y
 
