@@ -52,7 +52,7 @@ class DropoutKey:
 def dropout(x: Tensor, key: DropoutKey | None, layout: Layout) -> Tensor:
     """Zero features of ``x`` ``[B, L, D]`` or ``[T, D]`` with probability ``key.rate``, scale the rest; None: no-op.
 
-    Nothing is kept for backward, which draws the mask again. Raises ValueError on an ``x`` or a ``key`` that does not
+    Fused, no mask is kept for backward, which draws it again. Raises ValueError on an ``x`` or a ``key`` that does not
     fit ``layout`` and, fused, on a dtype the kernel does not take.
     """
     if key is None or key.rate == 0.0:
