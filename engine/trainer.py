@@ -167,7 +167,7 @@ def _loop(
     with StopRequest() as stop:
         for step in range(first_step, config.steps):
             loaded = next(loader)
-            report, outcome = _update(updater, objective, loaded.to(world.device), step, config)
+            report, outcome = make_step(updater, objective, loaded.to(world.device), step, config)
             watch.add(step, outcome.skipped_in_a_row, loaded.sample_index)
             done = step + 1
             meter.add(loaded.num_clips, outcome.valid_tokens, outcome.model_flops)
@@ -193,23 +193,6 @@ def _loop(
             if stopping and done < config.steps:
                 return Finished(done, stop.received or signal.SIGTERM)
     return Finished(config.steps, None)
-
-
-def _update(
-    updater: AnyUpdater, objective: Objective, batch: AudioTextBatch, step: int, config: Config
-) -> tuple[Report, Outcome]:
-    """Make a step; SAM's ascent on a part of the batch draws for its clips what the whole batch draws for them."""
-    inputs = objective.prepare(batch, step)
-    ascending = math.ceil(config.update.ascent_fraction * batch.num_clips)
-
-    def ascent() -> Report:
-        return objective.backward(updater.model, objective.prepare(batch.select(0, ascending), step))
-
-    return updater.update(
-        step,
-        lambda: objective.backward(updater.model, inputs),
-        ascent if ascending < batch.num_clips else None,
-    )
 
 
 def _not_finite(watch: SkipWatch, out: Path, shards: Shards, world: World, saved_step: int) -> RunError:
@@ -240,6 +223,23 @@ def build_objective(config: Config, world: World) -> Objective:
     if isinstance(config, MaeRunConfig):
         return MaskedReconstruction(config.objective, config, world)
     return ContrastiveCaptioning(config.objective, config, world, config.model.text.dropout)
+
+
+def make_step(
+    updater: AnyUpdater, objective: Objective, batch: AudioTextBatch, step: int, config: Config
+) -> tuple[Report, Outcome]:
+    """Make a step; SAM's ascent on a part of the batch draws for its clips what the whole batch draws for them."""
+    inputs = objective.prepare(batch, step)
+    ascending = math.ceil(config.update.ascent_fraction * batch.num_clips)
+
+    def ascent() -> Report:
+        return objective.backward(updater.model, objective.prepare(batch.select(0, ascending), step))
+
+    return updater.update(
+        step,
+        lambda: objective.backward(updater.model, inputs),
+        ascent if ascending < batch.num_clips else None,
+    )
 
 
 def _tokenizer(
