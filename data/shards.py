@@ -100,6 +100,10 @@ class Shards:
                 os.close(fd)
             self._fds.clear()
 
+    def key(self, i: int) -> str:
+        """Key of clip `i` (0 <= i < len), known without reading; raises `IndexError`."""
+        return self._keys[i].decode()
+
     def clip(self, i: int) -> Clip:
         """What is known of clip `i` (0 <= i < len), read from its json member.
 
@@ -115,7 +119,7 @@ class Shards:
                 raise ValueError(samples)
         except (ValueError, KeyError, TypeError, RecursionError):
             self._damaged(i, "json", "not the record of a 16 kHz clip")
-        return Clip(i, self._keys[i].decode(), samples, samples / SAMPLE_RATE, captions, synthetic, source)
+        return Clip(i, self.key(i), samples, samples / SAMPLE_RATE, captions, synthetic, source)
 
     def read(self, i: int, start: int = 0, frames: int = -1) -> np.ndarray[Any, np.dtype[np.int16]]:
         """Samples `start` to `start + frames` (-1: to the end) of clip `i` at 16 kHz, int16 `[frames]`.

@@ -15,7 +15,7 @@ from ..kernels.log_mel import num_patches
 from ..kernels.patch_mask import keep_at_most
 from ..kernels.precision import at_least_float32
 from ..models.audio_text import AudioText
-from ..models.by_hand import Stash
+from ..models.by_hand import Stash, gradient_buffer
 from ..models.generate import PAD
 from .config import ContrastiveObjectiveConfig, ContrastiveRunConfig
 from .distributed import World
@@ -116,7 +116,7 @@ class ContrastiveCaptioning:
         return _Captions(token_ids, layout, lengths, targets, token_weights)
 
     def backward(self, model: nn.Module, inputs: list[PairInputs]) -> Report:
-        """Add the global batch's gradient, in three passes over the micro-batches.
+        """Add this rank's share of the global batch's gradient, in three passes over the micro-batches.
 
         1. embed every micro-batch (with a graph where the stash keeps it); 2. InfoNCE over all ranks' embeddings gives
         the gradient of each embedding; 3. embed again where nothing was kept, caption, and go backward.
@@ -148,7 +148,6 @@ class ContrastiveCaptioning:
                 ],
             )
             captions.append(micro_caption.detach())
-        world.sum_gradients_(model)
         captioning = world.sum_(torch.stack(captions).sum())
         losses = {
             "loss": contrastive + self.config.caption_weight * captioning,
@@ -197,8 +196,7 @@ class ContrastiveCaptioning:
         loss = info_nce(all_audio, all_text, scale, halved=self.config.halve_contrastive)
         audio_gradient, text_gradient, scale_gradient = torch.autograd.grad(loss, (all_audio, all_text, scale))
         # Every rank computes the same gradient of the scale; the sum over ranks must give it once.
-        scale_gradient = scale_gradient / world.size
-        scale.grad = scale_gradient if scale.grad is None else scale.grad + scale_gradient
+        gradient_buffer(scale).add_(scale_gradient / world.size)
         mine = slice(world.rank * len(audio), (world.rank + 1) * len(audio))
         return loss.detach(), audio_gradient[mine], text_gradient[mine]
 

@@ -47,9 +47,11 @@ class World:
         for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(total.view_as(gradient))
 
-    def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set on any rank."""
-        return bool(self.sum_(torch.tensor(float(flag), device=self.device)) > 0)
+    def any_of(self, *flags: bool) -> list[bool]:
+        """Whether each of ``flags`` is set on any rank."""
+        if self.size == 1:
+            return list(flags)
+        return (self.sum_(torch.tensor([float(flag) for flag in flags], device=self.device)) > 0).tolist()
 
     def barrier(self) -> None:
         """Wait for all ranks."""

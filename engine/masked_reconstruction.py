@@ -68,7 +68,7 @@ class MaskedReconstruction:
         return budgets(self.setting.micro_batch_size, *sizes)
 
     def backward(self, model: nn.Module, inputs: list[MaskedInputs]) -> Report:
-        """Add the gradient of the loss averaged over all scored patches of the global batch."""
+        """Add this rank's share of the gradient of the loss averaged over all scored patches of the global batch."""
         assert isinstance(model, AudioMAE)
         world = self.setting.world
         scored = sum(int(micro.restore_lengths.sum()) for micro in inputs)
@@ -96,7 +96,6 @@ class MaskedReconstruction:
             visible, restore = micro.visible_lengths, micro.restore_lengths
             valid_tokens += int((2 * visible + restore).sum())
             flops += 3 * model.flops(visible, restore)
-        world.sum_gradients_(model)
         return Report({"loss": world.sum_(torch.stack(losses).sum())}, valid_tokens, flops)
 
     def _join(self, masked: MaskedPatches, visible: Tensor, restore: Tensor) -> Tensor:

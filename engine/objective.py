@@ -1,7 +1,8 @@
-"""What a stage minimises: an objective turns a batch into the gradient of the *global* batch and a report.
+"""What a stage minimises: an objective turns a batch into this rank's share of the *global* gradient and a report.
 
-``prepare`` computes the inputs of a step once (log-mel, patch subsets, targets); ``backward`` leaves the gradient in
-the parameters and can be called again on the same inputs, as SAM does. The trainer knows no stage.
+``prepare`` computes the inputs of a step once (log-mel, patch subsets, targets); ``backward`` adds the gradient to the
+parameters and can be called again on the same inputs, as SAM does; the update sums over ranks. The trainer knows no
+stage.
 """
 
 import contextlib
@@ -42,7 +43,7 @@ class Objective(Protocol):
         ...
 
     def backward(self, model: nn.Module, inputs: Any) -> Report:
-        """Add the global batch's gradient to the parameters' ``grad``."""
+        """Add this rank's share of the global batch's gradient to the parameters' ``grad``; the ranks' sum is it."""
         ...
 
 

@@ -1,6 +1,7 @@
 """The training loop: the same for every stage; a run killed at any moment continues bit-identically."""
 
 import contextlib
+import math
 import os
 import signal
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..data.batch import AudioTextBatch
 from ..data.loader import Loader, LoaderConfig
 from ..data.shards import Shards
 from ..data.tokens import TOKENIZER_FILE, CaptionTokenizer, resolve_tokenizer
@@ -17,7 +19,7 @@ from ..kernels import backend
 from ..models.audio_mae import AudioMAE
 from ..models.audio_text import AudioText
 from ..models.model_directory import MODEL_FILE, build_network, write_config, write_processor
-from ..models.weights import load_into, load_tensors
+from ..models.weights import load_tensors
 from .checkpoint import (
     OPTIMIZER_FILE,
     STATE_FILE,
@@ -32,7 +34,7 @@ from .contrastive_captioning import ContrastiveCaptioning
 from .distributed import World, join_world
 from .initialisation import initialise, tokenizer_spec, write_report
 from .masked_reconstruction import MaskedReconstruction
-from .objective import Objective
+from .objective import Objective, Report
 from .run_directory import (
     RunRecord,
     check_new,
@@ -42,9 +44,11 @@ from .run_directory import (
     read_record,
     write_record,
 )
+from .skip_watch import SkipWatch
 from .stop_request import StopRequest
 from .telemetry import Meter, RunLog
-from .update import Updater
+from .update import Counters, Outcome
+from .updaters import AnyUpdater, build_updater
 
 Config = MaeRunConfig | ContrastiveRunConfig
 
@@ -109,8 +113,8 @@ def _train(
         model = build_model(config)
         has_checkpoint = continued and bool(checkpoints(out))
         origins = [] if has_checkpoint else initialise(model, config, init)
-        updater = Updater(model.to(world.device), config.update, config.steps)
-        first_step = _restore(out, model, updater, loader) if has_checkpoint else 0
+        updater = build_updater(model.to(world.device), config, world)
+        first_step = _restore(out, updater, loader) if has_checkpoint else 0
 
         if world.is_main:
             write_record(out, RunRecord(stage, config, str(data), shards.fingerprint, str(init) if init else None))
@@ -127,14 +131,15 @@ def _train(
         log = cleanup.enter_context(RunLog(out, stage, config.steps, first_step)) if world.is_main else None
         if log:
             _introduce(log, config, model, world, [tokenizer_note, *(o.summary(origins) for o in origins)], first_step)
-        return _loop(config, build_objective(config, world), loader, updater, out, first_step, world, log)
+        return _loop(config, build_objective(config, world), shards, loader, updater, out, first_step, world, log)
 
 
 def _loop(
     config: Config,
     objective: Objective,
+    shards: Shards,
     loader: Loader,
-    updater: Updater,
+    updater: AnyUpdater,
     out: Path,
     first_step: int,
     world: World,
@@ -142,14 +147,15 @@ def _loop(
 ) -> Finished:
     def save(step: int) -> None:
         if world.is_main:
+            counters = updater.counters
             state = {
                 "step": step,
                 "loader": loader.state_dict(),
-                "skipped": updater.counters.skipped,
-                "skipped_in_a_row": updater.counters.skipped_in_a_row,
+                "skipped": counters.skipped,
+                "skipped_in_a_row": counters.skipped_in_a_row,
             }
-            tensors = updater.state_tensors()
-            saved = save_checkpoint(out, step, updater.model, tensors, state, keep=config.keep_checkpoints)
+            weights, tensors = updater.weights(), updater.state_tensors()
+            saved = save_checkpoint(out, step, weights, tensors, state, keep=config.keep_checkpoints)
             publish_model(out, saved)
         if log:
             log.draw()
@@ -157,14 +163,14 @@ def _loop(
 
     saved_step = first_step
     meter = Meter(world.device, world.size)
+    watch = SkipWatch(config.update.max_skipped_in_a_row)
     with StopRequest() as stop:
         for step in range(first_step, config.steps):
-            batch = next(loader).to(world.device)
-            inputs = objective.prepare(batch, step)
-            report, outcome = updater.update(step, lambda inputs=inputs: objective.backward(updater.model, inputs))
+            loaded = next(loader)
+            report, outcome = make_step(updater, objective, loaded.to(world.device), step, config)
+            watch.add(step, outcome.skipped_in_a_row, loaded.sample_index)
             done = step + 1
-            gradients = outcome.gradients
-            meter.add(batch.num_clips, report.valid_tokens * gradients, report.model_flops * gradients)
+            meter.add(loaded.num_clips, outcome.valid_tokens, outcome.model_flops)
             if log:
                 log.advance(done)
                 if done % config.log_every_steps == 0 or done == config.steps:
@@ -173,22 +179,30 @@ def _loop(
                         line["sam_loss"] = float(outcome.sam_loss)
                     line |= {
                         "learning_rate": outcome.learning_rate,
-                        "gradient_norm": outcome.gradient_norm,
+                        "gradient_norm": float(outcome.gradient_norm),
                         "skipped_steps": updater.counters.skipped,
                     }
                     log.record({"step": done} | line | meter.rates(loader.wait_seconds))
-            if updater.counters.skipped_in_a_row >= config.update.max_skipped_in_a_row:
-                raise RunError(
-                    f"the gradient was not finite for {updater.counters.skipped_in_a_row} steps in a row; the newest "
-                    f"checkpoint is of step {saved_step}. Lower update.learning_rate or check the data"
-                )
-            stopping = world.any(stop.received is not None) if world.size > 1 else stop.received is not None
+            # Counts reach the ranks at different times, and all must leave at the same step.
+            tripped, stopping = world.any_of(watch.tripped(), stop.received is not None)
+            if tripped:
+                raise _not_finite(watch, out, shards, world, saved_step)
             if done % config.save_every_steps == 0 or done == config.steps or stopping:
                 save(done)
                 saved_step = done
             if stopping and done < config.steps:
                 return Finished(done, stop.received or signal.SIGTERM)
     return Finished(config.steps, None)
+
+
+def _not_finite(watch: SkipWatch, out: Path, shards: Shards, world: World, saved_step: int) -> RunError:
+    """Save the batches whose gradients were not finite; returns what ends the run."""
+    path = out / (f"skipped_batches.rank{world.rank}.json" if world.size > 1 else "skipped_batches.json")
+    watch.save(path, shards.key)
+    return RunError(
+        f"the gradient was not finite for {watch.in_a_row} steps in a row; the keys of their clips are in {path}, and "
+        f"the newest checkpoint is of step {saved_step}. Lower update.learning_rate or check the data"
+    )
 
 
 def _loader_config(config: Config) -> LoaderConfig:
@@ -211,6 +225,23 @@ def build_objective(config: Config, world: World) -> Objective:
     return ContrastiveCaptioning(config.objective, config, world, config.model.text.dropout)
 
 
+def make_step(
+    updater: AnyUpdater, objective: Objective, batch: AudioTextBatch, step: int, config: Config
+) -> tuple[Report, Outcome]:
+    """Make a step; SAM's ascent on a part of the batch draws for its clips what the whole batch draws for them."""
+    inputs = objective.prepare(batch, step)
+    ascending = math.ceil(config.update.ascent_fraction * batch.num_clips)
+
+    def ascent() -> Report:
+        return objective.backward(updater.model, objective.prepare(batch.select(0, ascending), step))
+
+    return updater.update(
+        step,
+        lambda: objective.backward(updater.model, inputs),
+        ascent if ascending < batch.num_clips else None,
+    )
+
+
 def _tokenizer(
     config: Config, shards: Shards, init: Path | None, continued_run: Path | None
 ) -> tuple[CaptionTokenizer | None, str]:
@@ -223,14 +254,13 @@ def _tokenizer(
     return resolve_tokenizer(tokenizer_spec(config, init), shards.captions(), config.model.text.vocab_size)
 
 
-def _restore(out: Path, model: nn.Module, updater: Updater, loader: Loader) -> int:
+def _restore(out: Path, updater: AnyUpdater, loader: Loader) -> int:
     checkpoint = latest_checkpoint(out)
     state = load_state(checkpoint)
-    load_into(model, load_tensors(checkpoint / MODEL_FILE), checkpoint / MODEL_FILE)
+    updater.load_weights(load_tensors(checkpoint / MODEL_FILE), checkpoint / MODEL_FILE)
     updater.load_state_tensors(load_tensors(checkpoint / OPTIMIZER_FILE), checkpoint / OPTIMIZER_FILE)
     try:
-        updater.counters.skipped = int(state["skipped"])
-        updater.counters.skipped_in_a_row = int(state["skipped_in_a_row"])
+        updater.counters = Counters(int(state["skipped"]), int(state["skipped_in_a_row"]))
         loader.load_state_dict(state["loader"])
         return int(state["step"])
     except InputError as error:

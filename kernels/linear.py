@@ -16,19 +16,19 @@ from . import backend
 from .activation import Activation, activation_bwd_op, activation_fwd_op, activation_reference, check_activation
 from .checks import check_device, check_dtype, check_shape
 from .column_sum import column_sum_op
-from .precision import autocast_dtype
+from .precision import autocast_dtype, gradient_dtype
 from .spec import Case, Inputs, MakeInputs, Spec, Work, draw_normal
 
 
 class LinearFunction(torch.autograd.Function):
-    """The product in dtype ``products``, and its gradients in the operands' dtypes; ``x`` is ``[rows, K]``."""
+    """The product in dtype ``products``, its gradients in the dtypes asked for; ``x`` is ``[rows, K]``."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, activation: Activation | None, products: torch.dtype
     ) -> Tensor:
         """Keep the operands as multiplied, and what the activation reads."""
-        ctx.dtypes = x.dtype, weight.dtype, bias.dtype
+        ctx.dtypes = x.dtype, gradient_dtype(weight), gradient_dtype(bias)
         ctx.activation = activation
         x, weight = x.to(products), weight.to(products)
         pre = torch.addmm(bias.to(products), x, weight.T)

@@ -1,4 +1,5 @@
-"""Precision of products and sums: what autocast asks for, and how narrow the numbers may be that are summed.
+"""Precision of products and sums: what autocast asks for, how narrow the numbers may be that are summed, and
+how wide gradients of parameters are.
 
 ``meta`` tensors have no autocast of their own. They stand for a CUDA device's, so they follow CUDA's, and what is
 computed on them has the dtypes it would have there.
@@ -44,3 +45,17 @@ def _meta_autocast(dtype: torch.dtype | None) -> Iterator[None]:
 
 def _autocast_kind(device: torch.device) -> str:
     return "cuda" if device.type == "meta" else device.type
+
+
+def gradient_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype autograd wants the gradient of ``x`` in: its own, unless a parameter asks for another."""
+    # Tracing, Dynamo knows no grad_dtype; what the traced function returns is cast to it outside.
+    if torch.compiler.is_compiling() or not x.is_leaf:
+        return x.dtype
+    return x.grad_dtype or x.dtype
+
+
+def set_gradient(parameter: Tensor, gradient: Tensor) -> None:
+    """Make ``gradient`` the ``grad`` of ``parameter``, to which autograd adds in place; it may be of a wider dtype."""
+    parameter.grad_dtype = gradient.dtype
+    parameter.grad = gradient

@@ -2,6 +2,7 @@
 
 from . import (
     activation,
+    adamw,
     attention,
     attention_pool,
     caption_loss,
@@ -14,6 +15,7 @@ from . import (
     patch_embed,
     patch_mask,
     patch_mse,
+    sam,
 )
 from .spec import Spec
 
@@ -32,4 +34,7 @@ SPECS: tuple[Spec, ...] = (
     dropout.SPEC,
     info_nce.SPEC,
     caption_loss.SPEC,
+    sam.NORM_SPEC,
+    sam.PERTURB_SPEC,
+    adamw.SPEC,
 )

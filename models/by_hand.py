@@ -23,6 +23,7 @@ from ..kernels.block_ops import (
 )
 from ..kernels.dropout import DropoutKey
 from ..kernels.layout import Layout
+from ..kernels.precision import gradient_dtype
 from .block import CrossAttention, PostNormBlock, PreNormBlock, SelfAttention
 from .layers import LayerNorm, Linear
 
@@ -38,9 +39,9 @@ class Attended:
 
 
 def gradient_buffer(parameter: nn.Parameter) -> Tensor:
-    """Return the parameter's ``grad``, made of zeros where there is none."""
+    """Return the parameter's ``grad``, made of zeros where there is none, in the dtype autograd wants it in."""
     if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = torch.zeros_like(parameter, dtype=gradient_dtype(parameter))
     return parameter.grad
 
 

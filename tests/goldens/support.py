@@ -29,6 +29,7 @@ ENCODER_OPS = ("patch_embed", "layer_norm", "linear", "attention")
 MAE_OPS = (*ENCODER_OPS, "mae_decoder_input")
 MODEL_OPS = (*ENCODER_OPS, "attention_pool")
 LOSS_OPS = (*MODEL_OPS, "info_nce", "caption_loss")
+UPDATE_OPS = ("gradient_norm", "sam_perturb", "adamw")
 
 
 def fused_ops(device: torch.device) -> list[str]:
