@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..data.noise import noise_batch
+from ..engine.build import build_updater
 from ..engine.config import (
     ContrastiveObjectiveConfig,
     ContrastiveRunConfig,
@@ -21,7 +22,6 @@ from ..engine.contrastive_captioning import ContrastiveCaptioning
 from ..engine.distributed import World
 from ..engine.masked_reconstruction import MaskedReconstruction
 from ..engine.objective import Objective
-from ..engine.updaters import build_updater
 from ..errors import InputError
 from ..kernels.backend import Backend, choices, use_backend
 from ..kernels.layout import LayoutName

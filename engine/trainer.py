@@ -16,10 +16,9 @@ from ..data.shards import Shards
 from ..data.tokens import TOKENIZER_FILE, CaptionTokenizer, resolve_tokenizer
 from ..errors import InputError, RunError
 from ..kernels import backend
-from ..models.audio_mae import AudioMAE
-from ..models.audio_text import AudioText
-from ..models.model_directory import MODEL_FILE, build_network, write_config, write_processor
+from ..models.model_directory import MODEL_FILE, write_config, write_processor
 from ..models.weights import load_tensors
+from .build import AnyUpdater, Config, build_model, build_objective, build_updater
 from .checkpoint import (
     OPTIMIZER_FILE,
     STATE_FILE,
@@ -30,10 +29,8 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .config import ContrastiveRunConfig, MaeRunConfig, Stage
-from .contrastive_captioning import ContrastiveCaptioning
 from .distributed import World, join_world
 from .initialisation import initialise, tokenizer_spec, write_report
-from .masked_reconstruction import MaskedReconstruction
 from .objective import Objective, Report
 from .run_directory import (
     RunRecord,
@@ -48,9 +45,6 @@ from .skip_watch import SkipWatch
 from .stop_request import StopRequest
 from .telemetry import Meter, RunLog
 from .update import Counters, Outcome
-from .updaters import AnyUpdater, build_updater
-
-Config = MaeRunConfig | ContrastiveRunConfig
 
 
 @dataclass(frozen=True)
@@ -89,11 +83,6 @@ def train(
             return _train(stage, config, shards, data, out, init, record is not None, world)
     finally:
         world.close()
-
-
-def build_model(config: Config) -> AudioMAE | AudioText:
-    """Build the network of a run on the host, its weights uninitialised."""
-    return build_network(config.model)
 
 
 def _train(
@@ -216,13 +205,6 @@ def _loader_config(config: Config) -> LoaderConfig:
         workers=config.data.workers,
         prefetch_batches=config.data.prefetch_batches,
     )
-
-
-def build_objective(config: Config, world: World) -> Objective:
-    """Build the objective of a run for this rank."""
-    if isinstance(config, MaeRunConfig):
-        return MaskedReconstruction(config.objective, config, world)
-    return ContrastiveCaptioning(config.objective, config, world, config.model.text.dropout)
 
 
 def make_step(
