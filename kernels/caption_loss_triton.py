@@ -9,6 +9,8 @@ logits are padded (50 304), which costs nothing, and every product runs over the
 view of the weight, and over the few that remain: the weight is not copied, unless it is wider than the products.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -27,11 +29,12 @@ _ROW_MULTIPLE = 128
 _WORD_MULTIPLE = 8
 """16 bytes of 16-bit numbers."""
 
-ROW_TILE = {"BLOCK_ROWS": 4, "BLOCK_V": 1024, "num_warps": 4}
-"""The bias is read once for four rows."""
-COLUMN_TILE = {"BLOCK_ROWS": 8, "BLOCK_V": 512, "num_warps": 4}
-_COLUMN_PROGRAMS_TOGETHER = 4
-"""Programs of a multiprocessor, enough loads in flight to keep memory busy."""
+ROW_TILE = {"BLOCK_ROWS": 4, "BLOCK_V": 1024, "num_warps": 8}
+"""The bias is read once for four rows; 64 registers a thread let four programs share a multiprocessor."""
+COLUMN_TILE = {"BLOCK_ROWS": 4, "BLOCK_V": 512, "STAGES": 3, "num_warps": 4}
+_COLUMN_PROGRAMS_TOGETHER = 6
+"""Programs of a multiprocessor, of the seven that its registers hold."""
+_LOG2_E, _LN_2 = tl.constexpr(math.log2(math.e)), tl.constexpr(math.log(2.0))
 
 
 @jit
@@ -49,14 +52,17 @@ def caption_loss_row_kernel(
     targets,  # int64 [rows]
     token_weights,  # [rows]
     losses,  # float32 [rows]
-    log_sums,  # float32 [rows], of rows that count
+    log_sums,  # float32 [rows], to the base 2; infinite where a row does not count
     rows,
     V: tl.constexpr,
     STRIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """Walk once along BLOCK_ROWS rows: loss and log-sum-exp, whose shift follows the largest logit so far."""
+    """Walk once along BLOCK_ROWS rows: loss and log-sum-exp, whose shift follows the largest logit so far.
+
+    Logits are taken to the base 2, as the GPU's exponential is: the factor and the bias are one multiply-add.
+    """
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     in_row = row < rows
     weight, target = _weight_of(token_weights, targets, row, in_row, V)
@@ -66,18 +72,19 @@ def caption_loss_row_kernel(
     sums = tl.zeros((BLOCK_ROWS, BLOCK_V), tl.float32)
     for first in range(0, V, BLOCK_V):
         column = first + tl.arange(0, BLOCK_V)
-        mask = counted[:, None] & (column < V)[None, :]
-        shift = tl.load(bias + column, column < V, other=0.0).to(tl.float32)
-        logit = tl.load(place[:, None] + column[None, :], mask, other=float("-inf")).to(tl.float32) + shift[None, :]
+        mask = in_row[:, None] & (column < V)[None, :]
+        shift = tl.load(bias + column, column < V, other=0.0).to(tl.float32) * _LOG2_E
+        product = tl.load(place[:, None] + column[None, :], mask, other=float("-inf")).to(tl.float32)
+        logit = product * _LOG2_E + shift[None, :]
         before = largest
         largest = tl.maximum(largest, tl.max(logit, 1))
-        sums = sums * tl.exp(before - largest)[:, None] + tl.exp(logit - largest[:, None])
-    log_sum = largest + tl.log(tl.sum(sums, 1))
-    has_target = (weight == weight) & counted
-    of_target = tl.load(place + target, has_target, other=0.0).to(tl.float32)
-    of_target += tl.load(bias + target, has_target, other=0.0).to(tl.float32)
-    tl.store(losses + row, tl.where(counted, weight * (log_sum - of_target), 0.0), in_row)
-    tl.store(log_sums + row, log_sum, in_row)
+        sums = sums * tl.exp2(before - largest)[:, None] + tl.exp2(logit - largest[:, None])
+    log_sum = largest + tl.log2(tl.sum(sums, 1))
+    is_word = counted & (weight == weight)
+    of_target = tl.load(place + target, is_word, other=0.0).to(tl.float32)
+    of_target += tl.load(bias + target, is_word, other=0.0).to(tl.float32)
+    tl.store(losses + row, tl.where(counted, weight * (log_sum * _LN_2 - of_target), 0.0), in_row)
+    tl.store(log_sums + row, tl.where(counted, log_sum, float("inf")), in_row)
 
 
 @jit(do_not_specialize=["rows"])
@@ -86,7 +93,7 @@ def caption_loss_column_kernel(
     bias,  # [V]
     targets,  # int64 [rows]
     token_weights,  # [rows]
-    log_sums,  # float32 [rows]
+    log_sums,  # float32 [rows], as the other kernel left them: where one is infinite, the gradient is 0
     bias_partials,  # float32 [splits, V] or None: nobody asks for the bias's gradient
     rows,
     gradient_scale,
@@ -94,6 +101,7 @@ def caption_loss_column_kernel(
     STRIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Walk down BLOCK_V columns, every n-th block of rows, n the number of splits: weight · (softmax - one-hot).
 
@@ -101,20 +109,20 @@ def caption_loss_column_kernel(
     """
     column = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     in_column = column < V
-    shift = tl.load(bias + column, in_column, other=0.0).to(tl.float32)
+    shift = tl.load(bias + column, in_column, other=0.0).to(tl.float32) * _LOG2_E
     sums = tl.zeros((BLOCK_ROWS, BLOCK_V), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
+    blocks = tl.cdiv(rows, BLOCK_ROWS)
+    for tile in tl.range(tl.program_id(0), blocks, tl.num_programs(0), num_stages=STAGES):  # type: ignore[misc]
         row = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         in_row = row < rows
         weight, target = _weight_of(token_weights, targets, row, in_row, V)
-        counted = weight != 0.0
-        log_sum = tl.load(log_sums + row, in_row, other=0.0)
+        log_sum = tl.load(log_sums + row, in_row, other=float("inf"))
         place = logits + row.to(tl.int64)[:, None] * STRIDE + column[None, :]
         mask = in_row[:, None] & in_column[None, :]
-        logit = tl.load(place, mask & counted[:, None], other=0.0).to(tl.float32) + shift[None, :]
-        softmax = tl.exp(logit - log_sum[:, None])
-        error = softmax - tl.where(column[None, :] == target[:, None], 1.0, 0.0)
-        gradient = tl.where(counted[:, None], error * (weight * gradient_scale)[:, None], 0.0)
+        product = tl.load(place, mask, other=0.0).to(tl.float32)
+        softmax = tl.exp2(product * _LOG2_E + shift[None, :] - log_sum[:, None])
+        error = tl.where(column[None, :] == target[:, None], softmax - 1.0, softmax)
+        gradient = error * (weight * gradient_scale)[:, None]
         tl.store(place, gradient.to(logits.dtype.element_ty), mask)
         sums += gradient
     if bias_partials is not None:
