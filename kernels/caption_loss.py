@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..errors import InputError
 from . import backend
 from .caption_loss_rivals import apple_cce, liger, torch_chunked
 from .caption_loss_triton import caption_loss_accumulate_op, chunk_tokens
@@ -64,10 +65,11 @@ class CaptionLossFunction(torch.autograd.Function):
             for gradient in gradients:
                 if gradient is not None:
                     scale_gradient_op(gradient, d_loss)
-        of_operands = zip(gradients, operands[:3], strict=True)
-        return *(None if gradient is None else gradient.to(operand.dtype) for gradient, operand in of_operands), *[
-            None
-        ] * 4
+        d_hidden, d_weight, d_bias = (
+            None if gradient is None else gradient.to(operand.dtype)
+            for gradient, operand in zip(gradients, operands[:3], strict=True)
+        )
+        return d_hidden, d_weight, d_bias, *[None] * 4
 
 
 def caption_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, token_weights: Tensor) -> Tensor:
@@ -105,15 +107,17 @@ def caption_loss_and_gradients(
     """
     op = "caption_loss_and_gradients"
     _check(op, hidden, weight, bias, targets, token_weights)
-    for name, buffer, operand in (("weight", weight_gradient, weight), ("bias", bias_gradient, bias)):
+    choice = backend.choose("caption_loss", hidden.device)
+    if choice.path == "refused":
+        raise InputError(f"{op}: {choice.reason}")
+    is_fused = choice.path == "fused"
+    for name, buffer, operand in (("weight_gradient", weight_gradient, weight), ("bias_gradient", bias_gradient, bias)):
         if buffer is not None:
-            check_shape(op, f"{name}_gradient", buffer, operand.shape)
-            check_device(op, "hidden", hidden.device, **{f"{name}_gradient": buffer})
-            check_dtype(op, f"{name}_gradient", buffer, (torch.float32, torch.float64))
+            check_shape(op, name, buffer, operand.shape)
+            check_device(op, "hidden", hidden.device, **{name: buffer})
+            check_dtype(op, name, buffer, (torch.float32,) if is_fused else (torch.float32, torch.float64))
     arguments = hidden, weight, bias, targets, token_weights, weight_gradient, bias_gradient, gradient_scale
-    if backend.choose("caption_loss", hidden.device).path == "fused":
-        return _and_gradients_cuda(*arguments)
-    return caption_loss_and_gradients_reference(*arguments)
+    return (_and_gradients_cuda if is_fused else caption_loss_and_gradients_reference)(*arguments)
 
 
 def caption_loss_reference(
@@ -175,9 +179,6 @@ def _and_gradients_cuda(
     gradient_scale: float,
 ) -> tuple[Tensor, Tensor]:
     op, products = "caption_loss_and_gradients", hidden.dtype
-    for name, buffer in (("weight_gradient", weight_gradient), ("bias_gradient", bias_gradient)):
-        if buffer is not None:
-            check_dtype(op, name, buffer, (torch.float32,))
     with torch.no_grad():
         operands = _rows(op, hidden, weight, bias, targets, token_weights, products)
         chunk = chunk_tokens(len(operands[0]), len(weight), products.itemsize)
@@ -274,7 +275,7 @@ def _tokens(tokens: int, width: int, vocabulary: int, *, counted: float = 0.9) -
 
 
 def _forward_work(inputs: Inputs) -> Work:
-    """Read both operands, write both gradients: three products, also of those who make the gradients in backward."""
+    """Read both operands, write both gradients: three products, also where the gradients are made in backward."""
     hidden, weight = inputs["hidden"], inputs["weight"]
     return Work(bytes=2 * (hidden.nbytes + weight.nbytes), flops=6 * hidden.numel() * weight.shape[0])
 
@@ -289,7 +290,6 @@ SPEC = Spec(
         Case("more words than a block", _tokens(150, 16, 1041)),
         Case("fewer words than 8", _tokens(9, 16, 5)),
         Case("nothing counted", _tokens(5, 16, 40, counted=0.0)),
-        Case("no token", _tokens(0, 16, 40)),
         Case("stage 2", _tokens(73_728, 768, 50_265), paper=True),
     ),
     forward=_forward_work,

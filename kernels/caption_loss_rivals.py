@@ -39,4 +39,4 @@ def apple_cce(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, tok
 
 def _of_equal_weights(targets: Tensor, token_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return what sums of unweighted losses take: targets, -100 where left out, and the weight of all others."""
-    return targets.masked_fill(token_weights == 0, -100), token_weights.amax()
+    return targets.masked_fill(token_weights == 0, -100), token_weights.max()

@@ -30,10 +30,10 @@ _WORD_MULTIPLE = 8
 """16 bytes of 16-bit numbers."""
 
 ROW_TILE = {"BLOCK_ROWS": 4, "BLOCK_V": 1024, "num_warps": 8}
-"""The bias is read once for four rows; 64 registers a thread let four programs share a multiprocessor."""
+"""The bias is read once for four rows."""
 COLUMN_TILE = {"BLOCK_ROWS": 4, "BLOCK_V": 512, "STAGES": 3, "num_warps": 4}
 _COLUMN_PROGRAMS_TOGETHER = 6
-"""Programs of a multiprocessor, of the seven that its registers hold."""
+"""Programs of a multiprocessor, whose registers hold six or seven."""
 _LOG2_E, _LN_2 = tl.constexpr(math.log2(math.e)), tl.constexpr(math.log(2.0))
 
 

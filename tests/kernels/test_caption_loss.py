@@ -251,6 +251,16 @@ def test_what_a_token_left_out_holds_is_not_read() -> None:
         assert torch.equal(found, expected)
 
 
+@pytest.mark.usefixtures("path", "poison")
+def test_no_token_is_legal() -> None:
+    inputs = drawn("odd")
+    none = {name: x[:0] if name in ("hidden", "targets", "token_weights") else x for name, x in inputs.items()}
+    loss, d_hidden, *d_parameters = autograd(none)
+    assert float(loss) == 0.0
+    assert d_hidden.shape == (0, 24)
+    assert not any(bool(gradient.any()) for gradient in d_parameters)
+
+
 @pytest.mark.usefixtures("path")
 def test_a_target_outside_the_vocabulary_is_an_error_or_nan() -> None:
     inputs = drawn("one token")
