@@ -1,4 +1,4 @@
-"""The captioning loss against a written-out log-softmax, its token weights and its micro-batches."""
+"""The captioning loss against a written-out log-softmax: token weights, micro-batches, both paths, chunks and memory."""
 
 import math
 from collections.abc import Iterator
