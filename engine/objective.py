@@ -5,6 +5,7 @@ the parameters and can be called again on the same inputs, as SAM does. The trai
 """
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from ..kernels.patch_mask import MaskedPatches, patch_mask
 from ..models.by_hand import Stash
 from .config import Blocks, Precision, RunConfig
 from .distributed import World
+from .micro_batches import Limit, cut
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,10 @@ class Setting:
             return contextlib.nullcontext()
         return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
 
-    def micro_batches(self, batch: AudioTextBatch) -> list[AudioTextBatch]:
-        """Cut a batch into forward passes of at most ``micro_batch_size`` clips."""
-        size = self.micro_batch_size
-        return [batch.select(i, min(i + size, batch.num_clips)) for i in range(0, batch.num_clips, size)]
+    def micro_batches(self, batch: AudioTextBatch, limits: Sequence[Limit] = ()) -> list[AudioTextBatch]:
+        """Cut a batch into forward passes of at most ``micro_batch_size`` clips and within ``limits``."""
+        passes = cut(batch.num_clips, self.micro_batch_size, limits)
+        return [batch.select(clips.start, clips.stop) for clips in passes]
 
     def mask(self, spectrogram: Spectrogram, keep_counts: Tensor, batch: AudioTextBatch, step: int) -> MaskedPatches:
         """Keep a random subset of each clip's patches."""
