@@ -1,4 +1,4 @@
-"""The captioning loss against a written-out log-softmax: token weights, micro-batches, both paths, chunks and memory."""
+"""The captioning loss against a written-out log-softmax: token weights, micro-batches, both paths, chunks, memory."""
 
 import math
 from collections.abc import Iterator
