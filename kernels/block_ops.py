@@ -16,6 +16,7 @@ from .column_sum import column_sum_op
 from .dropout import DropoutKey, OpArguments, dropout_reference, op_arguments
 from .layer_norm_triton import layer_norm_bwd_op, layer_norm_fwd_op
 from .layout import Layout
+from .products import add_product_
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,7 @@ def linear_input_gradient(d_y: Tensor, weight: Tensor) -> Tensor:
 def linear_parameter_gradients(d_y: Tensor, x: Tensor, d_weight: Tensor, d_bias: Tensor) -> None:
     """d_weight += d_yᵀ @ x and d_bias += Σ d_y, products of bf16 summed in the buffer's dtype."""
     rows, x_rows = d_y.flatten(0, -2), x.flatten(0, -2)
-    if rows.dtype == d_weight.dtype:
-        d_weight.addmm_(rows.T, x_rows)
-    elif rows.is_cuda:
-        torch.addmm(d_weight, rows.T, x_rows, out_dtype=d_weight.dtype, out=d_weight)
-    else:
-        d_weight.addmm_(rows.T.to(d_weight.dtype), x_rows.to(d_weight.dtype))
+    add_product_(d_weight, rows.T, x_rows)
     if _is_fused("linear", rows):
         d_bias += column_sum_op(rows.contiguous(), d_bias.dtype)
     else:
