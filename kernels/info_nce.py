@@ -13,10 +13,10 @@ from torch.autograd.function import once_differentiable
 
 from . import backend
 from .checks import check_device, check_dtype, check_shape
-from .info_nce_ops import info_nce_gradients_op, info_nce_wrong_op, info_nce_pairs_op
+from .info_nce_ops import info_nce_gradients_op, info_nce_pairs_op, info_nce_wrong_op
 from .info_nce_rivals import full_logits, two_calls
 from .precision import at_least_float32
-from .spec import Case, ErrorBudget, Inputs, MakeInputs, Spec, Work
+from .spec import Case, Inputs, MakeInputs, Spec, Work
 
 Precision = Literal["float32", "bfloat16"]
 """Of the products of embeddings that are wider: float32, or those of embeddings rounded to bfloat16.
@@ -72,25 +72,27 @@ def info_nce_reference(
         logits = scale * (audio @ text.T)
         pairs = torch.arange(len(logits), device=logits.device)
         loss = F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)
-    return (loss / 2 if halved else loss) + 0.0 * logit_scale.detach()
+    return (loss / 2 if halved else loss) + 0.0 * logit_scale.detach().to(loss.dtype)
 
 
 def info_nce_loss(
     pairs: Tensor, row_wrong: Tensor, column_wrong: Tensor, logit_scale: Tensor, *, halved: bool
 ) -> Tensor:
-    """Return the loss of all pairs, 0-d, from their similarity ``[N]`` and what is wrong with them ``[2, N]``.
-
-    -log p of a pair is log(1 + odds), odds those of a wrong partner: t exp(s (b - similarity of the pair)).
-    """
-    scale = logit_scale.to(pairs.dtype).exp()
+    """Return the loss of all pairs, 0-d, from their similarity ``[N]`` and what is wrong with them ``[2, N]``."""
     zero = pairs.new_zeros(())
-    losses = [
-        torch.where(total > 0, torch.logaddexp(scale * (best - pairs) + total.log(), zero), total)
-        for best, total in (row_wrong, column_wrong)
-    ]
-    loss = (losses[0] + losses[1]).mean()
+    odds = (log_odds(pairs, wrong, logit_scale) for wrong in (row_wrong, column_wrong))
+    loss = sum(torch.logaddexp(side, zero).mean() for side in odds)
     # A temperature that is not finite shows, even where no pair feels it.
-    return (loss / 2 if halved else loss) + 0.0 * (logit_scale + scale)
+    return (loss / 2 if halved else loss) + 0.0 * (logit_scale + logit_scale.exp()).to(pairs.dtype)
+
+
+def log_odds(pairs: Tensor, wrong: Tensor, logit_scale: Tensor) -> Tensor:
+    """Return log(1 / p - 1) of pairs of similarity ``[n]`` against the wrong ones; -inf where there are none.
+
+    ``wrong`` ``[2, n]``: the best similarity b among the wrong, Σ exp(s (similarity - b)) over them.
+    """
+    best, total = wrong
+    return torch.where(total > 0, logit_scale.to(pairs.dtype).exp() * (best - pairs), 0.0) + total.log()
 
 
 def rounded(embeddings: Tensor, precision: Precision) -> Tensor:
@@ -136,7 +138,7 @@ def _pairs(
     embeddings_dtype: torch.dtype | None = None,
     precision: Precision = "float32",
 ) -> MakeInputs:
-    """Embeddings of ``length`` 1, where no other is asked; those of a pair share a part ``alike`` of their direction."""
+    """Embeddings of ``length``; those of a pair share a part ``alike`` of their direction."""
 
     def make(generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Inputs:
         audio, other = (torch.randn((count, width), generator=generator) for _ in range(2))

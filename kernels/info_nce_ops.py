@@ -1,7 +1,7 @@
 """Launchers and ops of :mod:`.info_nce`: the kernels walk over blocks, so that scratch memory does not grow with N².
 
-Forward's blocks leave two float32 a row or column and tile, backward's a block of the logits' gradient. Both fit the L2
-of an A100 (40 MB) or H100 (50 MB) at most, and a batch of 4096 is one block.
+Forward's blocks leave two float32 a row or column and tile, backward's a block of the logits' gradient. In bfloat16
+both fit the L2 of an A100 (40 MB) or H100 (50 MB), and a batch of 4096 is one block.
 """
 
 from collections.abc import Iterator
@@ -10,20 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .info_nce_triton import (
-    info_nce_bwd_kernel,
-    info_nce_fwd_kernel,
-    info_nce_merge_kernel,
-    info_nce_pairs_kernel,
-    info_nce_products_kernel,
-)
+from .info_nce_bwd_triton import info_nce_bwd_kernel, info_nce_products_kernel
+from .info_nce_triton import info_nce_fwd_kernel, info_nce_merge_kernel, info_nce_pairs_kernel
 from .library import define
 from .triton_runtime import cdiv, launch
 
 PADDING = 128
 """What backward's block of the logits' gradient is padded to, and the rows that a program has of anything."""
 FORWARD_BLOCK = 16_384
-"""Most rows and most columns of a launch of forward: 34 MB of sums a tile."""
+"""Most rows and most columns of a launch of forward: 34 MB of partial sums, in float32, with narrower tiles, 50."""
 BACKWARD_BLOCK = 4096
 """Most rows and most columns of a launch of backward: 34 MB of logits' gradient in bfloat16, twice that in float32."""
 
@@ -32,9 +27,7 @@ def info_nce_pairs(rows: Tensor, columns: Tensor) -> Tensor:
     """Launch the similarities of pairs on contiguous ``[N, D]``: float32 ``[N]``."""
     pairs = _pairs_output(rows, columns)
     count, width = rows.shape
-    launch(
-        info_nce_pairs_kernel, (cdiv(count, 16),), rows, columns, pairs, count, D=width, BLOCK_ROWS=16, BLOCK_D=128
-    )
+    launch(info_nce_pairs_kernel, (cdiv(count, 16),), rows, columns, pairs, count, D=width, BLOCK_ROWS=16, BLOCK_D=128)
     return pairs
 
 
@@ -43,12 +36,13 @@ def info_nce_wrong(rows: Tensor, columns: Tensor, logit_scale: Tensor, first_row
     row_wrong, column_wrong = _wrong_outputs(rows, columns, logit_scale, first_row)
     scale = _scale(logit_scale)
     tiles = _tiles(rows, 128)
+    most_rows, most_columns = (min(len(side), FORWARD_BLOCK) for side in (rows, columns))
+    row_partials = scale.new_empty(2 * cdiv(most_columns, tiles["BLOCK_N"]) * most_rows)
+    column_partials = scale.new_empty(2 * cdiv(most_rows, tiles["BLOCK_M"]) * most_columns)
     for row_start, row_end in _blocks(len(rows), FORWARD_BLOCK):
         for column_start, column_end in _blocks(len(columns), FORWARD_BLOCK):
             row_tiles = cdiv(row_end - row_start, tiles["BLOCK_M"])
             column_tiles = cdiv(column_end - column_start, tiles["BLOCK_N"])
-            row_partials = scale.new_empty((2, column_tiles, row_end - row_start))
-            column_partials = scale.new_empty((2, row_tiles, column_end - column_start))
             launch(
                 info_nce_fwd_kernel,
                 (row_tiles * column_tiles,),
@@ -56,8 +50,8 @@ def info_nce_wrong(rows: Tensor, columns: Tensor, logit_scale: Tensor, first_row
                 *(first_row, row_start, row_end, column_start, column_end),
                 **tiles,
             )
-            _merge(row_partials, row_wrong, scale, row_start, row_end, add=column_start > 0)
-            _merge(column_partials, column_wrong, scale, column_start, column_end, add=row_start > 0)
+            _merge(row_partials, column_tiles, row_wrong, scale, row_start, row_end, add=column_start > 0)
+            _merge(column_partials, row_tiles, column_wrong, scale, column_start, column_end, add=row_start > 0)
     return row_wrong, column_wrong
 
 
@@ -134,11 +128,11 @@ def _tiles(embeddings: Tensor, columns: int) -> dict[str, Any]:
     }
 
 
-def _merge(partials: Tensor, wrong: Tensor, scale: Tensor, start: int, end: int, *, add: bool) -> None:
+def _merge(partials: Tensor, tiles: int, wrong: Tensor, scale: Tensor, start: int, end: int, *, add: bool) -> None:
     launch(
         info_nce_merge_kernel,
         (cdiv(end - start, 64),),
-        *(partials, wrong, scale, partials.shape[1], start, end, wrong.shape[1], int(add)),
+        *(partials, wrong, scale, tiles, start, end, wrong.shape[1], int(add)),
         BLOCK_TILES=32,
         BLOCK=64,
     )

@@ -1,8 +1,9 @@
 """What others do instead of :mod:`.info_nce`, in plain PyTorch, for benches.
 
-``full_logits`` is open_clip's loss on one device: the ``[N, N]`` logits in the embeddings' dtype and two cross-entropies
-over them. ``two_calls`` is the scheme of Inf-CL (Cheng et al. 2024): O(N) rows of logits at a time in float32, a call
-for each direction, and backward computes them again for either side: about 20 N² D operations instead of 8.
+``full_logits`` is open_clip's loss on one device: the ``[N, N]`` logits in the embeddings' dtype, and two
+cross-entropies over them. ``two_calls`` is the scheme of Inf-CL (Cheng et al. 2024): some rows of logits at a time in
+float32, a call for each direction, and backward computes them again for either side. That is 20 N² D operations
+instead of 8.
 """
 
 from typing import Any
