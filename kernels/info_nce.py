@@ -4,7 +4,7 @@ The kernels never hold the [N, N] logits: memory is O(N D), and a tile of simila
 operations forward and 6 N² D backward. Where several ranks share a batch, :mod:`.info_nce_ranks` has the steps.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,10 @@ from .precision import at_least_float32
 from .spec import Case, Inputs, MakeInputs, Spec, Work
 
 Precision = Literal["float32", "bfloat16"]
-"""Of the products of embeddings that are wider: float32, or those of embeddings rounded to bfloat16.
+"""Of products of wider embeddings: those of float32, or of the embeddings rounded to bfloat16.
 
-At a scale of 100 rounded unit embeddings can move a logit by 0.4. Embeddings that are bfloat16 lose nothing.
+At a scale of 100 rounding can move a logit of unit embeddings by 0.4. The similarity of embeddings that are bfloat16 is
+that of float32 either way. Where kernels multiply bfloat16, the logits' gradient is rounded to it as well.
 """
 
 
@@ -58,7 +59,7 @@ def info_nce(
     ``precision`` leaves, in each argument's dtype. Raises ValueError where counts, widths or devices differ and, fused,
     on a dtype the kernels do not take.
     """
-    check_pairs("info_nce", audio, text, logit_scale)
+    check_arguments(audio, text, logit_scale, precision)
     return _dispatch(audio, text, logit_scale, halved=halved, precision=precision)
 
 
@@ -111,13 +112,16 @@ def kernel_operands(audio: Tensor, text: Tensor, precision: Precision) -> tuple[
     return audio.to(dtype).contiguous(), text.to(dtype).contiguous()
 
 
-def check_pairs(op: str, audio: Tensor, text: Tensor, logit_scale: Tensor) -> None:
-    """Refuse embeddings of unequal count or width."""
+def check_arguments(audio: Tensor, text: Tensor, logit_scale: Tensor, precision: Precision) -> None:
+    """Refuse embeddings of unequal count or width, more than one temperature, devices that differ."""
+    op = "info_nce"
     if audio.shape != text.shape or audio.dim() != 2:
         shapes = f"{tuple(audio.shape)} and {tuple(text.shape)}"
         raise ValueError(f"{op}: audio and text have shapes {shapes}, expected the same [N, D]")
     check_shape(op, "logit_scale", logit_scale, ())
     check_device(op, "audio", audio.device, text=text, logit_scale=logit_scale)
+    if precision not in get_args(Precision):
+        raise ValueError(f"{op}: precision is {precision!r}, expected one of {get_args(Precision)}")
 
 
 def _info_nce_cuda(audio: Tensor, text: Tensor, logit_scale: Tensor, *, halved: bool, precision: Precision) -> Tensor:
@@ -183,5 +187,5 @@ SPEC = Spec(
     forward=lambda inputs: _work(inputs, 1, 1),
     backward=lambda inputs: _work(inputs, 3, 2),
     tensor_cores=True,
-    rivals={"full logits": full_logits, "two calls": two_calls},
+    rivals={"full_logits": full_logits, "two_calls": two_calls},
 )

@@ -18,7 +18,7 @@ from .triton_runtime import cdiv, launch
 PADDING = 128
 """What backward's block of the logits' gradient is padded to, and the rows that a program has of anything."""
 FORWARD_BLOCK = 16_384
-"""Most rows and most columns of a launch of forward: 34 MB of partial sums, in float32, with narrower tiles, 50."""
+"""Most rows and most columns of a launch of forward: 34 MB of partial sums, 50 MB with float32's narrower tiles."""
 BACKWARD_BLOCK = 4096
 """Most rows and most columns of a launch of backward: 34 MB of logits' gradient in bfloat16, twice that in float32."""
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from . import backend
-from .info_nce import Precision, check_pairs, info_nce_loss, kernel_operands, log_odds, rounded
+from .info_nce import Precision, check_arguments, info_nce_loss, kernel_operands, log_odds, rounded
 from .info_nce_ops import info_nce_gradients_op, info_nce_pairs_op, info_nce_wrong_op
 from .precision import at_least_float32
 
@@ -52,7 +52,7 @@ def info_nce_across_ranks(
     all text in forward and backward, and backward that of its text with all audio, where it would otherwise send
     gradients. Raises ValueError as :func:`~.info_nce.info_nce` does.
     """
-    check_pairs("info_nce", audio, text, logit_scale)
+    check_arguments(audio, text, logit_scale, precision)
     steps = _steps(audio.device)
     with torch.no_grad(), torch.autocast(audio.device.type, enabled=False):
         audio, text = steps.operands(audio, text, precision)

@@ -23,6 +23,12 @@ def either(request: pytest.FixtureRequest) -> Iterator[Backend]:
         yield request.param
 
 
+def exact(audio: Tensor, text: Tensor, logit_scale: float) -> list[Tensor]:
+    """Loss and gradients through the whole matrix in float64."""
+    with use_backend("reference"):
+        return with_gradients(audio.double(), text.double(), scalar(logit_scale))
+
+
 def with_gradients(audio: Tensor, text: Tensor, logit_scale: Tensor, **options: Any) -> list[Tensor]:
     """Loss and gradients of both sides and of the temperature, on the host."""
     leaves = [tensor.detach().to(DEVICE).requires_grad_() for tensor in (audio, text, logit_scale)]
@@ -129,15 +135,18 @@ def test_a_loss_that_is_almost_nothing_keeps_its_digits() -> None:
 @needs_triton
 @pytest.mark.parametrize("block", [128, 256])
 def test_blocks_add_up(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    """A batch of several blocks, the last of them ragged, against the whole matrix; budgets of a few float32 ulps."""
+    """A batch of several blocks, the last of them ragged, against the whole matrix.
+
+    Budget: 1e-5 of the largest entry, as logits of up to 55 are rounded to float32.
+    """
     audio, text = (x.float() for x in pairs(300, 24))
-    expected = with_gradients(audio.double(), text.double(), scalar(4.0))
+    expected = exact(audio, text, 4.0)
     for name in ("FORWARD_BLOCK", "BACKWARD_BLOCK"):
         monkeypatch.setattr(info_nce_ops, name, block)
     with use_backend("fused"):
         found = with_gradients(audio, text, torch.tensor(4.0))
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=0, atol=3e-6 * float(other.abs().max()))
+        torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-5 * float(other.abs().max()))
 
 
 def launched_bytes(call: Callable[[], Any]) -> tuple[int, int]:
@@ -169,11 +178,13 @@ def test_memory_grows_with_the_batch_and_not_with_its_square(dtype: torch.dtype)
 
 def test_rounded_embeddings_give_the_loss_and_gradients_of_the_rounded() -> None:
     audio, text = (x.float() for x in pairs(16))
-    rounded = with_gradients(audio.bfloat16().float(), text.bfloat16().float(), torch.tensor(4.6))
-    found = with_gradients(audio, text, torch.tensor(4.6), precision="bfloat16")
+    with use_backend("reference"):
+        rounded = with_gradients(audio.bfloat16().float(), text.bfloat16().float(), torch.tensor(4.6))
+        found = with_gradients(audio, text, torch.tensor(4.6), precision="bfloat16")
+        plain = with_gradients(audio, text, torch.tensor(4.6))
     for one, other in zip(found, rounded, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
-    assert float(found[0]) != float(info_nce(audio, text, torch.tensor(4.6)))
+    assert float(found[0]) != float(plain[0])
 
 
 @needs_triton
@@ -181,7 +192,7 @@ def test_half_precision_is_computed_in_float32_too() -> None:
     audio, text = (x.half() for x in pairs(20))
     with use_backend("fused"):
         found = with_gradients(audio, text, torch.tensor(4.6))
-    expected = with_gradients(audio.double(), text.double(), scalar(4.6))
+    expected = exact(audio, text, 4.6)
     assert [tensor.dtype for tensor in found] == [torch.float32, torch.float16, torch.float16, torch.float32]
     for one, other in zip(found, expected, strict=True):
         atol = (1e-3 if one.dtype == torch.float16 else 1e-6) * float(other.abs().max())

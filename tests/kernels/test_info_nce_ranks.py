@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ def pairs(count: int, width: int = 24) -> tuple[Tensor, Tensor]:
 def test_ranks_compute_the_loss_and_gradients_of_the_whole_batch(
     size: int, count: int, halved: bool, logit_scale: float
 ) -> None:
-    """Budget: 3e-6 of the largest entry, a few float32 ulps at logits of up to 100; the loss alike on every rank."""
+    """The loss alike on every rank. Budget: 1e-5 of the largest entry, as logits of up to 100 are float32."""
     audio, text = pairs(count)
     exact = [x.double().requires_grad_() for x in (audio, text, torch.tensor(logit_scale))]
     with use_backend("reference"):
@@ -98,7 +99,7 @@ def test_ranks_compute_the_loss_and_gradients_of_the_whole_batch(
         torch.stack([result.d_logit_scale for result in results]).sum(),
     )
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one.cpu().double(), other, rtol=0, atol=3e-6 * float(other.abs().max()) + 1e-20)
+        torch.testing.assert_close(one.cpu().double(), other, rtol=0, atol=1e-5 * float(other.abs().max()) + 1e-20)
 
 
 def test_float64_embeddings_stay_float64() -> None:
@@ -146,6 +147,9 @@ def test_rounded_embeddings_are_what_is_gathered() -> None:
 def test_wrong_input_is_named() -> None:
     with pytest.raises(ValueError, match=r"audio and text have shapes \(3, 4\) and \(2, 4\)"):
         info_nce_across_ranks(torch.zeros(3, 4), torch.zeros(2, 4), torch.tensor(0.0))
+    precision: Any = "tf32"
+    with pytest.raises(ValueError, match="precision is 'tf32'"):
+        info_nce_across_ranks(torch.zeros(3, 4), torch.zeros(3, 4), torch.tensor(0.0), precision=precision)
 
 
 def test_a_backend_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
