@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batch import AudioTextBatch
-from ..kernels.caption_loss import caption_loss
+from ..kernels.caption_loss import caption_loss_and_gradients
 from ..kernels.dropout import DropoutKey
 from ..kernels.fill import Budget, budgets, fill_layout, fill_patches, fill_rows
 from ..kernels.info_nce_ranks import info_nce_across_ranks
@@ -75,9 +75,8 @@ class ContrastiveCaptioning:
     def prepare(self, batch: AudioTextBatch, step: int) -> list[PairInputs]:
         """Compute patches (a random subset of long clips) and caption targets of every micro-batch."""
         setting = self.setting
-        predicted = (batch.token_lengths - 1).clamp_min(0)
-        totals = torch.stack((torch.tensor(batch.num_clips), predicted.sum())).to(setting.world.device)
-        global_clips, global_targets = setting.world.sum_(totals).tolist()
+        targets = int((batch.token_lengths - 1).clamp_min(0).sum())
+        global_clips, global_targets = setting.world.total(batch.num_clips, targets)
         inputs, limits = [], []
         if self.budgets:
             check_longest(batch.token_lengths, self.max_text_tokens, "caption tokens", "data.max_text_tokens")
@@ -97,16 +96,16 @@ class ContrastiveCaptioning:
             inputs.append(PairInputs(audio, keep, captions, key))
         return inputs
 
-    def _captions(self, micro: AudioTextBatch, global_clips: int, global_targets: int) -> _Captions:
+    def _captions(self, micro: AudioTextBatch, global_clips: Tensor, global_targets: Tensor) -> _Captions:
         lengths = micro.token_lengths
         layout: Layout = Packed.from_lengths(lengths, micro.wave.device)
         token_ids = micro.token_ids.long()
         targets = token_ids.roll(-1)
-        predicted = (lengths - 1).clamp_min(1).to(token_ids.device)
+        predicted = (lengths - 1).clamp_min(1).to(token_ids.device, non_blocking=True)
         if self.config.caption_reduction == "caption":
-            weights = 1.0 / (predicted.float() * global_clips)
+            weights = (1.0 / (predicted * global_clips)).float()
         else:
-            weights = torch.full_like(predicted, 1.0 / max(global_targets, 1), dtype=torch.float32)
+            weights = (1.0 / global_targets.clamp_min(1)).float().expand_as(predicted)
         is_last = layout.positions == layout.spread(layout.lengths) - 1
         token_weights = layout.spread(weights).masked_fill(is_last, 0.0)
         if self.setting.layout == "padded":
@@ -138,16 +137,17 @@ class ContrastiveCaptioning:
             kept[number] = None
             rows = slice(start, start + len(encoded.audio_embedding))
             start = rows.stop
-            micro_caption = self._caption(model, micro, encoded)
+            decoded = self._decode(model, micro, encoded)
+            micro_caption, decoded_gradient = self._caption_gradient(model, micro, decoded.detach())
             torch.autograd.backward(
-                [encoded.audio_embedding, encoded.text_embedding, micro_caption * self.config.caption_weight],
+                [encoded.audio_embedding, encoded.text_embedding, decoded],
                 [
                     audio_gradient[rows].to(encoded.audio_embedding.dtype),
                     text_gradient[rows].to(encoded.text_embedding.dtype),
-                    None,
+                    decoded_gradient,
                 ],
             )
-            captions.append(micro_caption.detach())
+            captions.append(micro_caption)
         captioning = world.sum_(torch.stack(captions).sum())
         losses = {
             "loss": contrastive + self.config.caption_weight * captioning,
@@ -174,19 +174,26 @@ class ContrastiveCaptioning:
         by_hand = blocks_by_hand(self.config.blocks, self.config.stash, self.setting.world.device)
         return level if by_hand else None
 
-    def _caption(self, model: AudioText, micro: PairInputs, encoded: "_Encoded") -> Tensor:
-        text = micro.text
+    def _decode(self, model: AudioText, micro: PairInputs, encoded: "_Encoded") -> Tensor:
         with self.setting.autocast():
-            hidden = model.decode_caption(
+            return model.decode_caption(
                 encoded.text_hidden,
-                text.layout,
+                micro.text.layout,
                 encoded.audio_hidden,
                 micro.audio.layout,
                 micro.dropout_key,
                 self._stash(10),
             )
-            head = model.caption_decoder.head
-            return caption_loss(hidden, head.weight, head.bias, text.targets, text.weights)
+
+    def _caption_gradient(self, model: AudioText, micro: PairInputs, decoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the captioning loss, and λ times its gradient of ``decoded``; the head's goes to its ``grad``."""
+        head, text = model.caption_decoder.head, micro.text
+        return caption_loss_and_gradients(
+            *(decoded, head.weight, head.bias, text.targets, text.weights),
+            weight_gradient=gradient_buffer(head.weight),
+            bias_gradient=gradient_buffer(head.bias),
+            gradient_scale=self.config.caption_weight,
+        )
 
     def _contrastive_gradient(self, model: AudioText, audio: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss over all ranks' pairs and the gradients of this rank's ``[n, P]`` embeddings.

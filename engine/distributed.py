@@ -29,6 +29,11 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def total(self, *counts: float) -> tuple[Tensor, ...]:
+        """Return the sum over ranks of each of these host numbers, 0-d float64 on the device; waits for nothing."""
+        here = [torch.full((), count, dtype=torch.float64, device=self.device) for count in counts]
+        return self.sum_(torch.stack(here)).unbind()
+
     def gather(self, rows: Tensor) -> Tensor:
         """Concatenate every rank's ``rows`` ``[n, ...]`` (same shape everywhere) in rank order; no gradient."""
         if self.size == 1:

@@ -74,7 +74,8 @@ class MaskedReconstruction:
         scored = sum(int(micro.restore_lengths.sum()) for micro in inputs)
         if self.config.loss_patches == "all":
             scored += sum(int(micro.visible_lengths.sum()) for micro in inputs)
-        denominator = world.sum_(torch.tensor(float(scored), device=world.device))
+        (scored_everywhere,) = world.total(scored)
+        denominator = scored_everywhere.float()
         by_hand = blocks_by_hand(self.config.blocks, self.config.stash, world.device)
         stash = self.config.stash if by_hand else None
         losses: list[Tensor] = []

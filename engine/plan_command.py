@@ -140,7 +140,8 @@ def _describe(name: str, plan: Plan) -> list[str]:
         *(f"  sends {transfer.name:32} {transfer.bytes / 1e9:8.2f} GB" for transfer in plan.transfers),
         f"a step takes {plan.step_seconds:.3g} s ({plan.compute_seconds:.3g} compute, {plan.update_seconds:.2g} "
         f"update, {plan.transfer_seconds:.2g} transfers), the run {plan.days:.3g} days, if "
-        f"{machine.efficiency:.0%} of the bf16 peak and {BANDWIDTH_SHARE:.0%} of bandwidth are reached: an assumption, not measured",
+        f"{machine.efficiency:.0%} of the bf16 peak and {BANDWIDTH_SHARE:.0%} of bandwidth are "
+        "reached: an assumption, not measured",
     ]
     if plan.fits:
         lines.append(f"flags: --objective.stash {config.objective.stash} --micro-batch-size {config.micro_batch_size}")
