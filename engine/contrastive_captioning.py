@@ -9,7 +9,7 @@ from ..data.batch import AudioTextBatch
 from ..kernels.caption_loss import caption_loss
 from ..kernels.dropout import DropoutKey
 from ..kernels.fill import Budget, budgets, fill_layout, fill_patches, fill_rows
-from ..kernels.info_nce import info_nce
+from ..kernels.info_nce_ranks import info_nce_across_ranks
 from ..kernels.layout import Layout, Packed, Patches, pad, padded_layout
 from ..kernels.log_mel import num_patches
 from ..kernels.patch_mask import keep_at_most
@@ -190,17 +190,22 @@ class ContrastiveCaptioning:
             return caption_loss(hidden, head.weight, head.bias, text.targets, text.weights)
 
     def _contrastive_gradient(self, model: AudioText, audio: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss over all ranks' pairs and the gradients of this rank's ``[n, P]`` embeddings."""
+        """Return the loss over all ranks' pairs and the gradients of this rank's ``[n, P]`` embeddings.
+
+        The scale's ``grad`` gets this rank's share: the sum over ranks is still to come.
+        """
         world, scale = self.setting.world, model.logit_scale.value
-        all_audio = world.gather(audio).requires_grad_()
-        all_text = world.gather(text).requires_grad_()
-        loss = info_nce(all_audio, all_text, scale, halved=self.config.halve_contrastive)
-        audio_gradient, text_gradient, scale_gradient = torch.autograd.grad(loss, (all_audio, all_text, scale))
-        # Every rank computes the same gradient of the scale; the sum over ranks must give it once.
-        scale_gradient = scale_gradient / world.size
-        scale.grad = scale_gradient if scale.grad is None else scale.grad + scale_gradient
-        mine = slice(world.rank * len(audio), (world.rank + 1) * len(audio))
-        return loss.detach(), audio_gradient[mine], text_gradient[mine]
+        found = info_nce_across_ranks(
+            audio,
+            text,
+            scale.detach(),
+            gather=world.gather,
+            rank=world.rank,
+            halved=self.config.halve_contrastive,
+        )
+        share = found.d_logit_scale.to(scale.dtype)
+        scale.grad = share if scale.grad is None else scale.grad + share
+        return found.loss, found.d_audio, found.d_text
 
 
 @dataclass(frozen=True)
