@@ -15,9 +15,9 @@ from ..kernels.precision import at_least_float32
 from ..models.audio_text import AudioText
 from ..models.by_hand import Stash
 from ..models.generate import PAD
-from .config import ContrastiveObjectiveConfig, RunConfig
+from .config import ContrastiveObjectiveConfig, ContrastiveRunConfig
 from .distributed import World
-from .objective import Report, Setting, blocks_by_hand, spectrogram_of
+from .objective import Report, Setting, blocks_by_hand
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ class PairInputs:
 class ContrastiveCaptioning:
     """Stage 2: InfoNCE over all pairs of the global batch + λ · captioning, whatever the micro-batch (paper, eq. 3)."""
 
-    def __init__(self, config: ContrastiveObjectiveConfig, run: RunConfig, world: World, dropout: float) -> None:
+    def __init__(
+        self, config: ContrastiveObjectiveConfig, run: ContrastiveRunConfig, world: World, dropout: float
+    ) -> None:
         self.config = config
         self.setting = Setting.of(run, world)
         self.dropout = dropout
@@ -57,7 +59,7 @@ class ContrastiveCaptioning:
         global_clips, global_targets = setting.world.sum_(totals).tolist()
         inputs = []
         for micro in setting.micro_batches(batch):
-            spectrogram = spectrogram_of(micro)
+            spectrogram = setting.spectrogram(micro)
             keep = keep_at_most(spectrogram.patch_counts, self.config.max_patches)
             masked = setting.mask(spectrogram, keep, micro, step)
             key = DropoutKey(self.dropout, setting.seed, step, micro.sample_index)

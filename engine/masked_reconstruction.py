@@ -10,9 +10,9 @@ from ..kernels.mae_decoder_input import interleave
 from ..kernels.patch_mask import MaskedPatches, keep_fraction
 from ..kernels.patch_mse import patch_mse
 from ..models.audio_mae import AudioMAE
-from .config import MaeObjectiveConfig, RunConfig
+from .config import MaeObjectiveConfig, MaeRunConfig
 from .distributed import World
-from .objective import Report, Setting, blocks_by_hand, spectrogram_of
+from .objective import Report, Setting, blocks_by_hand
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class MaskedInputs:
 class MaskedReconstruction:
     """Stage 1: restore the masked patches of a log-mel (per-patch-normalised mean squared error)."""
 
-    def __init__(self, config: MaeObjectiveConfig, run: RunConfig, world: World) -> None:
+    def __init__(self, config: MaeObjectiveConfig, run: MaeRunConfig, world: World) -> None:
         self.config = config
         self.setting = Setting.of(run, world)
 
@@ -35,7 +35,7 @@ class MaskedReconstruction:
         """Compute log-mel and the visible and masked patches of every micro-batch."""
         setting, inputs = self.setting, []
         for micro in setting.micro_batches(batch):
-            spectrogram = spectrogram_of(micro)
+            spectrogram = setting.spectrogram(micro)
             keep = keep_fraction(spectrogram.patch_counts, 1.0 - self.config.mask_ratio)
             masked = setting.mask(spectrogram, keep, micro, step)
             inputs.append(MaskedInputs(masked, keep, spectrogram.patch_counts - keep))

@@ -198,7 +198,7 @@ def test_damage_surfaces_from_next_and_the_step_is_kept(shards: Shards, tmp_path
     tar.write_bytes(bytes(len(whole)))
     loader = Loader(Shards.open(copy), config(batch_size=11), TOKENIZER)
     for _ in range(2):
-        with pytest.raises(InputError, match=r"shard-000001\.tar: member .* is damaged"):
+        with pytest.raises(InputError, match="4 damaged members among the 11 clips"):
             next(loader)
     assert loader.state_dict()["step"] == 0
     tar.write_bytes(whole)
