@@ -1,8 +1,9 @@
 """Decoding with NVIDIA DALI: its threads decode FLAC outside Python, many clips at a time.
 
-Order, crops, resume and ranks stay with :mod:`.loader`, which hands the encoded members over; DALI's own reader of tars
-(`fn.readers.webdataset`) could keep none of the loader's promises: its order is its own, a member that cannot be decoded
-ends it, and its checkpoint loads without a word into another batch size. The pipeline here has neither order nor state.
+Order, crops, resume and ranks stay with :mod:`.loader`, which hands the encoded members over. DALI's own reader of tars
+(`fn.readers.webdataset`) keeps none of the promises: its order is its own and changes with the number of ranks,
+a member that cannot be decoded costs the batch, and its checkpoint loads without a word into another batch size. The
+pipeline here has neither order nor state.
 """
 
 import importlib
@@ -23,7 +24,7 @@ _OLDEST = (2, 0)
 
 
 class DaliDecoder:
-    """A :class:`.loader.BatchDecoder` that runs on the CPU, also where there is a GPU: DALI decodes audio only there."""
+    """A :class:`.loader.BatchDecoder`; it runs on the CPU, also where there is a GPU: DALI decodes audio only there."""
 
     def __init__(self, threads: int) -> None:
         """Raise `InputError` where DALI cannot be imported or is too old."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numba import types
 from numba.extending import intrinsic
+from numba.np.numpy_support import carray
 from torch import Tensor
 
 
@@ -62,7 +63,7 @@ def _gather(
     at = 0
     for b in range(len(addresses)):
         start, length = starts[b], lengths[b]
-        wave = numba.carray(_samples_at(addresses[b]), start + length)
+        wave = carray(_samples_at(addresses[b]), start + length)  # pyright: ignore[reportCallIssue]
         packed[at : at + length] = wave[start:]
         at += length
         offsets[b + 1] = at

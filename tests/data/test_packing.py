@@ -34,7 +34,7 @@ def test_the_stretches_lie_one_after_another(stretches: list[tuple[int, int, int
     ],
 )
 def test_other_waves_and_stretches_outside_are_refused(wave: np.ndarray, start: int, length: int) -> None:
-    with pytest.raises(ValueError, match="waves must be contiguous int16 vectors|asked of a wave of 9"):
+    with pytest.raises(ValueError, match=r"waves must be contiguous int16 vectors|asked of a wave of 9"):
         pack_waves([np.zeros(4, np.int16), wave], [0, start], [4, length])
 
 

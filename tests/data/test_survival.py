@@ -1,4 +1,4 @@
-"""Members that were damaged after packing: replaced alike on both paths, counted, named once, and too many stop a run."""
+"""Members damaged after packing: replaced alike on both paths, counted, named once; too many of them stop a run."""
 
 import logging
 from collections import Counter
