@@ -7,12 +7,15 @@ pipeline here has neither order nor state.
 """
 
 import importlib
+import logging
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import InputError
+
+_log = logging.getLogger(__name__)
 
 LoaderName = Literal["auto", "native", "dali"]
 
@@ -41,14 +44,15 @@ class DaliDecoder:
     def decode(self, members: Sequence[bytes]) -> list[np.ndarray | None]:
         """Decode FLAC members (mono PCM_16) to int16 `[n]`, views of DALI's memory.
 
-        One that DALI refuses ends its pipeline: it is built anew, and the clips of that run are None.
+        One that DALI refuses ends its pipeline: it is built anew, and all clips of that run are None, which is logged.
         """
         waves: list[np.ndarray | None] = []
         for first in range(0, len(members), _CLIPS_PER_RUN):
             run = members[first : first + _CLIPS_PER_RUN]
             try:
                 waves += self._run(run)
-            except RuntimeError:
+            except RuntimeError as error:
+                _log.warning("DALI refused %d clips (%s); the loader's threads decode them", len(run), _reason(error))
                 waves += [None] * len(run)
                 self._pipeline = self._build()
         return waves
@@ -98,10 +102,20 @@ def dali_problem() -> str:
     try:
         version = str(importlib.import_module("nvidia.dali").__version__)
     except (ImportError, OSError) as error:
-        return f"nvidia.dali cannot be imported ({str(error).splitlines()[0]})"
+        return f"nvidia.dali cannot be imported ({_first_line(error)})"
     if tuple(map(int, version.split(".")[:2])) < _OLDEST:
         return f"DALI is {version}, older than {'.'.join(map(str, _OLDEST))}"
     return ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _reason(error: RuntimeError) -> str:
+    """The line of DALI's report that says what happened."""
+    lines = str(error).splitlines()
+    return next((line for line in lines if line.startswith("Error decoding")), _first_line(error))
 
 
 def _mono(wave: np.ndarray) -> np.ndarray | None:

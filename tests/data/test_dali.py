@@ -94,7 +94,9 @@ def resident_bytes() -> int:
 
 
 @needs_dali
-def test_a_refused_member_costs_its_run_and_nothing_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_member_costs_its_run_and_nothing_after_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(dali_module, "_CLIPS_PER_RUN", 2)
     waves = [np.arange(n, dtype=np.int16) for n in (700, 5, 2_000, 60, 1_000)]
     flacs = [encode_flac_int16(wave) for wave in waves]
@@ -103,6 +105,10 @@ def test_a_refused_member_costs_its_run_and_nothing_after_it(monkeypatch: pytest
         decoded = decoder.decode([*flacs[:2], bad, *flacs[3:]])
         assert [wave is None for wave in decoded] == [False, False, True, True, False]
         assert all(np.array_equal(wave, waves[at]) for at, wave in enumerate(decoded) if wave is not None)
+        (message,) = caplog.messages
+        assert message.startswith("DALI refused 2 clips (Error decoding")
+        assert "\n" not in message
+        caplog.clear()
     decoder.close()
 
 

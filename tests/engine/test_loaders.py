@@ -55,9 +55,15 @@ def test_dali_may_make_the_log_mel(mae_config: MaeRunConfig, mae_run: Path, shar
     assert losses(tmp_path / "run") == pytest.approx(losses(mae_run), rel=1e-5)
 
 
+@pytest.mark.parametrize("loader", ["native", pytest.param("dali", marks=needs_dali)])
 @pytest.mark.parametrize("share", [0.05, 0.02])
 def test_a_damaged_member_is_replaced_and_too_many_stop_the_run(
-    command: Callable[..., list[str]], shards: Path, tmp_path: Path, share: float, capsys: pytest.CaptureFixture[str]
+    command: Callable[..., list[str]],
+    shards: Path,
+    tmp_path: Path,
+    share: float,
+    loader: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One of the 40 clips, 2.5 %, has no bytes."""
     data = shutil.copytree(shards, tmp_path / "damaged")
@@ -65,8 +71,8 @@ def test_a_damaged_member_is_replaced_and_too_many_stop_the_run(
     words = index.read_text().split(" ")
     words[2] = "0"
     index.write_text(" ".join(words))
-    argv = command("mae", tmp_path / "run", "--data", str(data), "--data.max-bad-share", str(share))
-    code = main(argv)
+    flags = ["--data", str(data), "--data.loader", loader, "--data.max-bad-share", str(share)]
+    code = main(command("mae", tmp_path / "run", *flags))
     lines = capsys.readouterr().err.splitlines()
     assert sum("is damaged" in line for line in lines) <= 1
     if share == 0.05:
