@@ -204,22 +204,45 @@ def _bench_case(place: _Place, providers: Sequence[str]) -> list[Row]:
         if name in reasons:
             rows.append(place.row(name, reason=reasons[name]))
         elif name in figures:
-            rows.append(place.row(name, checked_on=checked_on, passes=figures[name], **observed[name]))
+            rows.append(place.row(name, checked_on=checked_on[name], passes=figures[name], **observed[name]))
     return rows
 
 
-def _check(place: _Place, contestants: dict[str, Callable[..., Any]], inputs: Inputs) -> tuple[str, dict[str, str]]:
-    """Return the cases on which results were checked, and what is wrong with whom.
+def _check(
+    place: _Place, contestants: dict[str, Callable[..., Any]], inputs: Inputs
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return by name the cases on which results were checked, and what is wrong.
 
-    The truth of a large case may not fit the device: then the small cases have to do.
+    Rivals that draw other random numbers are checked where nothing is drawn. The truth of a large case may not fit the
+    device: then the small cases have to do.
     """
+    settle = place.spec.rivals_checked_on
+    apart = {name: function for name, function in contestants.items() if settle and name in place.spec.rivals}
+    ours = {name: function for name, function in contestants.items() if name not in apart}
+    cases, wrong = _check_group(place, ours, inputs, lambda made: made)
+    checked_on = dict.fromkeys(ours, cases)
+    if settle and apart:
+        cases, wrong_apart = _check_group(place, apart, inputs, settle)
+        checked_on |= dict.fromkeys(apart, f"{cases}, nothing drawn")
+        wrong |= wrong_apart
+    return checked_on, wrong
+
+
+def _check_group(
+    place: _Place,
+    contestants: dict[str, Callable[..., Any]],
+    inputs: Inputs,
+    settle: Callable[[Inputs], Inputs],
+) -> tuple[str, dict[str, str]]:
+    """Return the cases checked, their inputs as ``settle`` makes them, and what is wrong with whom."""
     dtype = DTYPES[place.dtype]
     truths: list[tuple[str, Inputs, Truth]] = []
     with contextlib.suppress(torch.OutOfMemoryError):
-        truths.append((place.case.name, inputs, Truth.of(place.spec, inputs, dtype)))
+        made = settle(inputs)
+        truths.append((place.case.name, made, Truth.of(place.spec, made, dtype)))
     if not truths:
         for case in (case for case in place.spec.cases if not case.paper):
-            made = case.inputs(place.device, dtype)
+            made = settle(case.inputs(place.device, dtype))
             truths.append((case.name, made, Truth.of(place.spec, made, dtype)))
     wrong: dict[str, str] = {}
     for case, made, truth in truths:

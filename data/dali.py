@@ -102,20 +102,20 @@ def dali_problem() -> str:
     try:
         version = str(importlib.import_module("nvidia.dali").__version__)
     except (ImportError, OSError) as error:
-        return f"nvidia.dali cannot be imported ({_first_line(error)})"
+        return f"nvidia.dali cannot be imported ({_first_line(str(error))})"
     if tuple(map(int, version.split(".")[:2])) < _OLDEST:
         return f"DALI is {version}, older than {'.'.join(map(str, _OLDEST))}"
     return ""
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
 
 
 def _reason(error: RuntimeError) -> str:
-    """The line of DALI's report that says what happened."""
-    lines = str(error).splitlines()
-    return next((line for line in lines if line.startswith("Error decoding")), _first_line(error))
+    """What happened, out of a report in many lines."""
+    report = str(error)
+    return _first_line(report.partition("encountered:")[2] or report)
 
 
 def _mono(wave: np.ndarray) -> np.ndarray | None:

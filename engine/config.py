@@ -13,6 +13,7 @@ from ..data.frontend import FrontEndName
 from ..errors import InputError
 from ..kernels.backend import Backend
 from ..kernels.layout import LayoutName
+from ..kernels.log_mel import SAMPLE_RATE, num_patches
 from ..models.by_hand import Stash
 from ..models.config import AudioMAEConfig, AudioTextConfig
 
@@ -26,6 +27,11 @@ RANDOM_TEXT = "random"
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise InputError(message)
+
+
+def _check_budget(name: str, tokens: int, longest: int, whose: str) -> None:
+    expected = f"expected 0 (sizes follow the data), or at least the {longest} of {whose}"
+    _require(tokens == 0 or tokens >= longest, f"{name} is {tokens}; {expected}")
 
 
 def _require_finite(config: object, prefix: str) -> None:
@@ -68,6 +74,11 @@ class MaeDataConfig(LoadingConfig):
         _require_finite(self, "data.")
         super().__post_init__()
         _require(self.crop_seconds >= 0.2, f"data.crop_seconds is {self.crop_seconds}; expected at least 0.2")
+
+    @property
+    def max_patches(self) -> int:
+        """Patches of the longest crop."""
+        return num_patches(round(self.crop_seconds * SAMPLE_RATE))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +216,10 @@ class RunConfig:
     """Clips of an optimiser step, over all ranks."""
     micro_batch_size: int = 64
     """Clips of one forward pass on one rank; changes memory and speed, never the result beyond rounding."""
+    micro_batch_tokens: int = 0
+    """Patches of one forward pass on one rank: of stage 1 visible and masked ones together, as its decoder sees them.
+    A pass ends at so many patches or micro_batch_size clips, and dummy patches fill it up, so that its shapes do not
+    change from step to step. 0 has no limit and no dummies: shapes follow the data. Packed layout only."""
     steps: int = 200_000
     """Optimiser steps of the run."""
     seed: int = 0
@@ -229,6 +244,11 @@ class RunConfig:
         for name in ("batch_size", "micro_batch_size", "steps", "log_every_steps", "save_every_steps"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
         _require(self.keep_checkpoints >= 1, f"keep_checkpoints is {self.keep_checkpoints}; expected at least 1")
+        _require(
+            self.micro_batch_tokens == 0 or self.layout == "packed",
+            f"micro_batch_tokens is {self.micro_batch_tokens}, but the layout is padded; set layout to packed, or "
+            "micro_batch_tokens to 0",
+        )
         _require(0 <= self.seed < 2**63, f"seed is {self.seed}; expected 0 to 2**63 - 1")
         _require(
             self.update.warmup_steps < self.steps,
@@ -247,6 +267,11 @@ class MaeRunConfig(RunConfig):
     objective: MaeObjectiveConfig = field(default_factory=MaeObjectiveConfig)
     """The loss."""
 
+    def __post_init__(self) -> None:
+        """Check that a crop fits into a micro-batch."""
+        super().__post_init__()
+        _check_budget("micro_batch_tokens", self.micro_batch_tokens, self.data.max_patches, "data.crop_seconds")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveRunConfig(RunConfig):
@@ -258,12 +283,21 @@ class ContrastiveRunConfig(RunConfig):
     """The input."""
     objective: ContrastiveObjectiveConfig = field(default_factory=ContrastiveObjectiveConfig)
     """The loss."""
+    micro_batch_text_tokens: int = 0
+    """Caption tokens of one forward pass on one rank, where micro_batch_tokens is set, as that counts patches."""
     text_init: str = RANDOM_TEXT
     """First weights of the text encoder: "random", or a RoBERTa, in a local directory or on the Hugging Face hub."""
 
     def __post_init__(self) -> None:
-        """Check that captions fit the position table."""
+        """Check that captions fit the position table, and clips with their captions into a micro-batch."""
         super().__post_init__()
+        patches, tokens = self.micro_batch_tokens, self.micro_batch_text_tokens
+        _check_budget("micro_batch_tokens", patches, self.objective.max_patches, "objective.max_patches")
+        _check_budget("micro_batch_text_tokens", tokens, self.data.max_text_tokens, "data.max_text_tokens")
+        _require(
+            (patches == 0) == (tokens == 0),
+            f"micro_batch_tokens is {patches} and micro_batch_text_tokens {tokens}; set both, or neither",
+        )
         _require(
             self.data.max_text_tokens <= self.model.text.max_positions,
             f"data.max_text_tokens ({self.data.max_text_tokens}) must not exceed model.text.max_positions "

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from ..data.batch import AudioTextBatch
 from ..kernels.caption_loss import caption_loss
 from ..kernels.dropout import DropoutKey
+from ..kernels.fill import Budget, budgets, fill_layout, fill_patches, fill_rows
 from ..kernels.info_nce import info_nce
 from ..kernels.layout import Layout, Packed, Patches, pad, padded_layout
+from ..kernels.log_mel import num_patches
 from ..kernels.patch_mask import keep_at_most
 from ..kernels.precision import at_least_float32
 from ..models.audio_text import AudioText
@@ -17,6 +19,7 @@ from ..models.by_hand import Stash
 from ..models.generate import PAD
 from .config import ContrastiveObjectiveConfig, ContrastiveRunConfig
 from .distributed import World
+from .micro_batches import check_longest
 from .objective import Report, Setting, blocks_by_hand
 
 
@@ -30,10 +33,20 @@ class _Captions:
     targets: Tensor
     weights: Tensor
 
+    def filled(self, budget: Budget) -> "_Captions":
+        """Fill packed captions up with pads that nothing is asked of."""
+        assert isinstance(self.layout, Packed)
+        targets, weights = (fill_rows(numbers, budget.tokens) for numbers in (self.targets, self.weights))
+        token_ids = fill_rows(self.token_ids, budget.tokens, PAD)
+        return _Captions(token_ids, fill_layout(self.layout, budget), self.lengths, targets, weights)
+
 
 @dataclass(frozen=True)
 class PairInputs:
-    """A micro-batch of stage 2 as the model sees it; ``audio_lengths`` (patches) and ``text.lengths`` on the host."""
+    """A micro-batch of stage 2 as the model sees it.
+
+    ``audio_lengths`` (patches) and ``text.lengths`` are those of its clips, on the host; what fills up has none.
+    """
 
     audio: Patches
     audio_lengths: Tensor
@@ -50,6 +63,14 @@ class ContrastiveCaptioning:
         self.config = config
         self.setting = Setting.of(run, world)
         self.dropout = dropout
+        self.max_text_tokens = run.data.max_text_tokens
+        self.budgets = None
+        if run.micro_batch_tokens:
+            self.budgets = budgets(
+                run.micro_batch_size,
+                (run.micro_batch_tokens, config.max_patches),
+                (run.micro_batch_text_tokens, run.data.max_text_tokens),
+            )
 
     def prepare(self, batch: AudioTextBatch, step: int) -> list[PairInputs]:
         """Compute patches (a random subset of long clips) and caption targets of every micro-batch."""
@@ -57,14 +78,23 @@ class ContrastiveCaptioning:
         predicted = (batch.token_lengths - 1).clamp_min(0)
         totals = torch.stack((torch.tensor(batch.num_clips), predicted.sum())).to(setting.world.device)
         global_clips, global_targets = setting.world.sum_(totals).tolist()
-        inputs = []
-        for micro in setting.micro_batches(batch):
+        inputs, limits = [], []
+        if self.budgets:
+            check_longest(batch.token_lengths, self.max_text_tokens, "caption tokens", "data.max_text_tokens")
+            seen = keep_at_most(num_patches(batch.wave_lengths), self.config.max_patches)
+            limits = [(seen, self.budgets[0].tokens), (batch.token_lengths, self.budgets[1].tokens)]
+        for micro in setting.micro_batches(batch, limits):
             spectrogram = setting.spectrogram(micro)
             keep = keep_at_most(spectrogram.patch_counts, self.config.max_patches)
-            masked = setting.mask(spectrogram, keep, micro, step)
-            key = DropoutKey(self.dropout, setting.seed, step, micro.sample_index)
+            audio = setting.mask(spectrogram, keep, micro, step).kept
             captions = self._captions(micro, global_clips, global_targets)
-            inputs.append(PairInputs(masked.kept, keep, captions, key))
+            sample_index = micro.sample_index
+            if self.budgets:
+                audio_budget, text_budget = self.budgets
+                audio, captions = fill_patches(audio, audio_budget), captions.filled(text_budget)
+                sample_index = fill_rows(sample_index, text_budget.sequences)
+            key = DropoutKey(self.dropout, setting.seed, step, sample_index)
+            inputs.append(PairInputs(audio, keep, captions, key))
         return inputs
 
     def _captions(self, micro: AudioTextBatch, global_clips: int, global_targets: int) -> _Captions:
@@ -137,7 +167,8 @@ class ContrastiveCaptioning:
             text_hidden, text_embedding = model.encode_text(
                 micro.text.token_ids, micro.text.layout, micro.dropout_key, stash
             )
-        return _Encoded(audio_hidden, audio_embedding, text_hidden, text_embedding)
+        clips = slice(len(micro.audio_lengths))  # what fills up has no part in the contrast
+        return _Encoded(audio_hidden, audio_embedding[clips], text_hidden, text_embedding[clips])
 
     def _stash(self, level: Stash) -> Stash | None:
         """Return ``level``, None where autograd differentiates the blocks."""

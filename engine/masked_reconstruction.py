@@ -6,18 +6,21 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batch import AudioTextBatch
+from ..kernels.fill import Budget, budgets, fill_patches, real_tokens
+from ..kernels.log_mel import num_patches
 from ..kernels.mae_decoder_input import interleave
 from ..kernels.patch_mask import MaskedPatches, keep_fraction
 from ..kernels.patch_mse import patch_mse
 from ..models.audio_mae import AudioMAE
 from .config import MaeObjectiveConfig, MaeRunConfig
 from .distributed import World
+from .micro_batches import check_longest
 from .objective import Report, Setting, blocks_by_hand
 
 
 @dataclass(frozen=True)
 class MaskedInputs:
-    """A micro-batch of stage 1; lengths int64 ``[b]`` on the host: patches of each clip."""
+    """A micro-batch of stage 1; lengths int64 ``[b]`` on the host: patches of each clip, what fills up left out."""
 
     patches: MaskedPatches
     visible_lengths: Tensor
@@ -30,16 +33,39 @@ class MaskedReconstruction:
     def __init__(self, config: MaeObjectiveConfig, run: MaeRunConfig, world: World) -> None:
         self.config = config
         self.setting = Setting.of(run, world)
+        self.longest = run.data.max_patches
+        self.budgets = self._budgets(run.micro_batch_tokens) if run.micro_batch_tokens else None
 
     def prepare(self, batch: AudioTextBatch, step: int) -> list[MaskedInputs]:
         """Compute log-mel and the visible and masked patches of every micro-batch."""
-        setting, inputs = self.setting, []
-        for micro in setting.micro_batches(batch):
+        setting, inputs, limits = self.setting, [], []
+        if self.budgets:
+            counts = num_patches(batch.wave_lengths)
+            check_longest(counts, self.longest, "patches", "data.crop_seconds")
+            visible = self._visible(counts)
+            limits = [(visible, self.budgets[0].tokens), (counts - visible, self.budgets[1].tokens)]
+        for micro in setting.micro_batches(batch, limits):
             spectrogram = setting.spectrogram(micro)
-            keep = keep_fraction(spectrogram.patch_counts, 1.0 - self.config.mask_ratio)
+            keep = self._visible(spectrogram.patch_counts)
             masked = setting.mask(spectrogram, keep, micro, step)
+            if self.budgets:
+                parts = zip((masked.kept, masked.restore), self.budgets, strict=True)
+                masked = MaskedPatches(*(fill_patches(patches, budget) for patches, budget in parts))
             inputs.append(MaskedInputs(masked, keep, spectrogram.patch_counts - keep))
         return inputs
+
+    def _visible(self, patch_counts: Tensor) -> Tensor:
+        return keep_fraction(patch_counts, 1.0 - self.config.mask_ratio)
+
+    def _budgets(self, tokens: int) -> tuple[Budget, ...]:
+        """Split ``tokens`` of the decoder into visible and masked ones, as a clip of so many patches would be.
+
+        Both shares grow with the patches, so whatever clip fits into the whole fits into both.
+        """
+        all_patches = torch.tensor((tokens, self.longest))  # of a micro-batch, of a clip
+        visible = self._visible(all_patches)
+        sizes = [(int(most), int(longest)) for most, longest in (visible, all_patches - visible)]
+        return budgets(self.setting.micro_batch_size, *sizes)
 
     def backward(self, model: nn.Module, inputs: list[MaskedInputs]) -> Report:
         """Add the gradient of the loss averaged over all scored patches of the global batch."""
@@ -61,7 +87,7 @@ class MaskedReconstruction:
                 micro_loss = patch_mse(
                     prediction,
                     target,
-                    self._selected(masked),
+                    self._selected(micro),
                     denominator,
                     unbiased=self.config.unbiased_variance,
                 )
@@ -76,8 +102,10 @@ class MaskedReconstruction:
     def _join(self, masked: MaskedPatches, visible: Tensor, restore: Tensor) -> Tensor:
         return interleave(visible, restore, masked.kept.layout, masked.restore.layout)
 
-    def _selected(self, masked: MaskedPatches) -> Tensor:
-        visible, restore = masked.kept.layout.valid, masked.restore.layout.valid
+    def _selected(self, micro: MaskedInputs) -> Tensor:
+        masked = micro.patches
+        visible = real_tokens(masked.kept.layout, int(micro.visible_lengths.sum()))
+        restore = real_tokens(masked.restore.layout, int(micro.restore_lengths.sum()))
         if self.config.loss_patches == "masked":
             visible = torch.zeros_like(visible)
         return self._join(masked, visible, restore)

@@ -5,6 +5,7 @@ the parameters and can be called again on the same inputs, as SAM does. The trai
 """
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from ..kernels.patch_mask import MaskedPatches, patch_mask
 from ..models.by_hand import Stash
 from .config import Blocks, ContrastiveRunConfig, MaeRunConfig, Precision
 from .distributed import World
+from .micro_batches import Limit, cut
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,10 @@ class Setting:
             return contextlib.nullcontext()
         return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
 
-    def micro_batches(self, batch: AudioTextBatch) -> list[AudioTextBatch]:
-        """Cut a batch into forward passes of at most ``micro_batch_size`` clips."""
-        size = self.micro_batch_size
-        return [batch.select(i, min(i + size, batch.num_clips)) for i in range(0, batch.num_clips, size)]
+    def micro_batches(self, batch: AudioTextBatch, limits: Sequence[Limit] = ()) -> list[AudioTextBatch]:
+        """Cut a batch into forward passes of at most ``micro_batch_size`` clips and within ``limits``."""
+        passes = cut(batch.num_clips, self.micro_batch_size, limits)
+        return [batch.select(clips.start, clips.stop) for clips in passes]
 
     def spectrogram(self, batch: AudioTextBatch) -> Spectrogram:
         """Compute the log-mel of a batch; raises InputError where a clip has no whole patch."""

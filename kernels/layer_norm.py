@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from . import backend
 from .checks import FUSED_DTYPES, check_device, check_dtype, check_layout, check_shape
-from .dropout import DropoutKey, dropout_reference, op_arguments
+from .dropout import DropoutKey, dropout_reference, op_arguments, torch_dropout, without_dropout
 from .layer_norm_triton import MAX_WIDTH, layer_norm_bwd_op, layer_norm_fwd_op
 from .layout import Layout, Packed, padded_layout
 from .spec import Case, Inputs, MakeInputs, Spec, Work, draw_normal
@@ -228,6 +228,21 @@ def _liger_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, dt
     return LigerLayerNormFunction.apply(x, weight, bias, eps).to(x.dtype if dtype is None else dtype)
 
 
+def _torch_add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    dropout_key: DropoutKey,
+    layout: Layout,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:
+    total = residual + torch_dropout(x, dropout_key, layout)
+    return layer_norm_reference(total, weight, bias, eps, dtype=dtype), total
+
+
 SPEC = Spec(
     name="layer_norm",
     op=layer_norm,
@@ -268,4 +283,6 @@ ADD_SPEC = Spec(
     ),
     forward=_forward_work,
     backward=_backward_work,
+    rivals={"torch": _torch_add_layer_norm},
+    rivals_checked_on=without_dropout,
 )

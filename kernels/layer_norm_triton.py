@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dropout import device_kept, kernel_arguments
+from .dropout import OP_SCHEMA, device_kept, kernel_arguments
 from .library import define
 from .partial_sums import sum_partials
 from .triton_runtime import cdiv, jit, launch, next_power_of_two, processors, tl
@@ -219,16 +219,15 @@ def _bwd_outputs(
     return torch.empty_like(h), d_x, weight.new_empty((2, h.shape[1]))
 
 
-_DROPOUT_SCHEMA = "float rate, SymInt[] integers, Tensor? sample_index, Tensor? sequence_ids, Tensor? positions"
 layer_norm_fwd_op = define(
     "layer_norm_fwd(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps, ScalarType dtype, "
-    f"{_DROPOUT_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"{OP_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",
     layer_norm_fwd,
     _fwd_outputs,
 )
 layer_norm_bwd_op = define(
     "layer_norm_bwd(Tensor d_normed, Tensor? d_new_residual, Tensor h, Tensor weight, Tensor mean, Tensor rstd, "
-    f"ScalarType x_dtype, {_DROPOUT_SCHEMA}) -> (Tensor, Tensor, Tensor)",
+    f"ScalarType x_dtype, {OP_SCHEMA}) -> (Tensor, Tensor, Tensor)",
     layer_norm_bwd,
     _bwd_outputs,
 )

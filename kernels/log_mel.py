@@ -7,6 +7,7 @@ appended, magnitude, 128 mel bands whose triangles are linear in mel, ``0.2 ln(m
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ PATCH_SIDE = 16  # frames and bands
 PATCH_PIXELS = PATCH_SIDE * PATCH_SIDE
 FREQ_PATCHES = MEL_BANDS // PATCH_SIDE
 
+Count = TypeVar("Count", Tensor, int)
+
 
 @dataclass(frozen=True)
 class Spectrogram:
@@ -38,9 +41,14 @@ class Spectrogram:
         return (self.frame_offsets.diff() // PATCH_SIDE) * FREQ_PATCHES
 
 
-def num_frames(samples: Tensor) -> Tensor:
+def num_frames(samples: Count) -> Count:
     """Frames of a clip of so many ``samples``: ceil(samples / 160)."""
     return (samples + HOP - 1) // HOP
+
+
+def num_patches(samples: Count) -> Count:
+    """Whole patches of a clip of so many ``samples``, known before its spectrogram is."""
+    return num_frames(samples) // PATCH_SIDE * FREQ_PATCHES
 
 
 @lru_cache(maxsize=8)

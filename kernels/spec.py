@@ -85,6 +85,9 @@ class Spec:
     and it never waits for the device, but the public function cannot be inside ``torch.compile(fullgraph=True)``."""
     rivals: Mapping[str, Callable[..., Any]] = field(repr=False, default_factory=dict)
     """Other people's implementations by name, called as ``op``; each imports its package when called."""
+    rivals_checked_on: Callable[[Inputs], Inputs] | None = field(repr=False, default=None)
+    """Makes of a case's inputs those on which a rival's result is checked; without it, on the case's own. For ops that
+    draw random numbers: a rival draws others, and can be right only where nothing is drawn."""
 
     def case(self, name: str) -> Case:
         """Return the case called ``name``."""

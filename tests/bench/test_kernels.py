@@ -13,7 +13,7 @@ from cacophony.bench.harness import Pass
 from cacophony.bench.kernels import CUT, KernelSettings, Row, bench_kernels, planned
 from cacophony.bench.roofline import Roofs
 from cacophony.kernels.accuracy import Truth
-from cacophony.kernels.layer_norm import SPEC, layer_norm_reference
+from cacophony.kernels.layer_norm import ADD_SPEC, SPEC, layer_norm_reference
 from cacophony.kernels.spec import Inputs, Spec
 from cacophony.kernels.specs import SPECS
 from torch import Tensor
@@ -205,3 +205,33 @@ def test_a_wrong_flag_is_one_line(flags: list[str], expected: str, capsys: pytes
     said = capsys.readouterr().err
     assert expected in said
     assert said.count("\n") == 1
+
+
+def test_a_rival_that_draws_other_numbers_is_checked_where_nothing_is_drawn() -> None:
+    """It can be right there alone, and is timed on the case itself."""
+    settings = KernelSettings(
+        ops=["add_layer_norm"],
+        cases=["packed, dropout"],
+        providers=["reference", "torch"],
+        dtypes=["float32"],
+        rounds=1,
+        seconds=1e-4,
+    )
+    found = {row.provider: row for row in bench_kernels(settings)}
+    assert found["reference"].checked_on == "packed, dropout"
+    assert found["torch"].checked_on == "packed, dropout, nothing drawn"
+    assert list(found["torch"].passes) == ["forward", "backward", "both"]
+
+
+def test_a_rival_that_is_wrong_where_nothing_is_drawn_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgets_the_sum(x: Tensor, residual: Tensor, **_rest: Any) -> tuple[Tensor, Tensor]:
+        return x * 1.0, residual * 1.0
+
+    monkeypatch.setitem(ADD_SPEC.rivals, "torch", forgets_the_sum)
+    settings = KernelSettings(
+        ops=["add_layer_norm"], cases=["packed, dropout"], providers=["torch"], dtypes=["float32"], rounds=1
+    )
+    (row,) = bench_kernels(settings)
+    assert row.reason is not None
+    assert row.reason.startswith("wrong on packed, dropout: error of output")
+    assert not row.passes

@@ -106,7 +106,7 @@ def test_a_refused_member_costs_its_run_and_nothing_after_it(
         assert [wave is None for wave in decoded] == [False, False, True, True, False]
         assert all(np.array_equal(wave, waves[at]) for at, wave in enumerate(decoded) if wave is not None)
         (message,) = caplog.messages
-        assert message.startswith("DALI refused 2 clips (Error decoding")
+        assert message.startswith(("DALI refused 2 clips (Error decoding", "DALI refused 2 clips (Failed to open"))
         assert "\n" not in message
         caplog.clear()
     decoder.close()

@@ -37,6 +37,9 @@ OUT_OF_RANGE: list[tuple[Callable[..., Any], str, list[Any]]] = [
     (ContrastiveDataConfig, "synthetic_probability", [-0.1, 1.1, NAN]),
     (MaeRunConfig, "batch_size", [0]),
     (MaeRunConfig, "micro_batch_size", [0]),
+    (MaeRunConfig, "micro_batch_tokens", [-1, 1, 743]),  # a crop of 15 s has 744 patches
+    (ContrastiveRunConfig, "micro_batch_tokens", [-1, 511]),
+    (ContrastiveRunConfig, "micro_batch_text_tokens", [-1, 76]),
     (MaeRunConfig, "steps", [0]),
     (MaeRunConfig, "log_every_steps", [0]),
     (MaeRunConfig, "save_every_steps", [0]),
@@ -88,3 +91,13 @@ def test_autograd_has_no_stash_between_nothing_and_everything(make: Callable[...
         with pytest.raises(InputError, match=rf"objective\.stash is {stash}.*objective\.blocks to by_hand"):
             make(stash=stash, blocks="autograd")
     assert make(stash=10, blocks="autograd").stash == 10
+
+
+def test_static_micro_batches_have_both_budgets_and_no_padding():
+    config = ContrastiveRunConfig(micro_batch_tokens=512, micro_batch_text_tokens=77)
+    for alone in ({"micro_batch_tokens": 0}, {"micro_batch_text_tokens": 0}):
+        with pytest.raises(InputError, match=r"micro_batch_tokens is .* and micro_batch_text_tokens .*set both"):
+            replace(config, **alone)
+    for one in (config, MaeRunConfig(micro_batch_tokens=744)):
+        with pytest.raises(InputError, match=r"micro_batch_tokens is .*layout is padded; set layout to packed"):
+            replace(one, layout="padded")

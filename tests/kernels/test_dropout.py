@@ -2,11 +2,14 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 import torch
+from cacophony.kernels.backend import use_backend
 from cacophony.kernels.dropout import DropoutKey, attention_dropout, dropout
 from cacophony.kernels.layout import Packed, pack, pad, padded_layout
+from cacophony.kernels.triton_runtime import HAS_TRITON
 from torch import Tensor
 
 LENGTHS = [5, 0, 9, 2]
@@ -14,6 +17,8 @@ PACKED = Packed.from_lengths(LENGTHS)
 PADDED = padded_layout(PACKED)
 WIDTH = 64
 KEY = DropoutKey(rate=0.3, seed=4, step=11, sample_index=torch.tensor([100, 7, 2**35, 3]))
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 
 
 def mask(key: DropoutKey) -> Tensor:
@@ -110,3 +115,75 @@ def test_attention_weights_share_one_mask_over_clips_and_heads() -> None:
     assert agreement(out[0, 0, 1:], out[0, 0, :-1]) < 0.7
     # a wider batch (longer padding) leaves the mask of the slots they share as it is
     assert torch.equal(attention_dropout(torch.ones(1, 1, 20, 30, dtype=torch.float64), KEY), out[:1, :1, :20, :30])
+
+
+@needs_triton
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("width", [1, 64, 770])
+@pytest.mark.parametrize("rate", [1e-9, 0.1, 0.5, 0.999])
+@pytest.mark.parametrize("form", ["packed", "padded"])
+def test_kernel_forward_and_backward_lose_what_the_reference_loses(form: str, rate: float, width: int) -> None:
+    """Feature by feature, on far keys; what stays is scaled to 2 float32 ulps."""
+    packed = Packed.from_lengths(LENGTHS, DEVICE)
+    layout = packed if form == "packed" else padded_layout(packed)
+    key = DropoutKey(rate, seed=2**62 + 1, step=2**33, sample_index=KEY.sample_index, site=2**31 + 7).at(4095)
+    slots = (packed.total,) if form == "packed" else (len(LENGTHS), packed.padded_width)
+    x = (1.0 + torch.rand(*slots, width, device=DEVICE)).requires_grad_()
+    upstream = 1.0 + torch.rand(*slots, width, device=DEVICE)
+    results = []
+    for backend in ("reference", "fused"):
+        with use_backend(backend):
+            out = dropout(x, key, layout)
+        results.append((out.detach(), *torch.autograd.grad(out, x, upstream)))
+    for expected, found in zip(*results, strict=True):
+        assert torch.equal(found == 0, expected == 0)
+        torch.testing.assert_close(found, expected, rtol=2.5e-7, atol=0)
+
+
+@needs_triton
+def test_kernel_takes_any_strides_and_rounds_once() -> None:
+    """In float16: the interpreter cuts float32 off to bfloat16 where a GPU rounds."""
+    key = dataclasses.replace(KEY, sample_index=torch.stack((KEY.sample_index, KEY.sample_index + 1), 1)[:, 0])
+    layout = Packed.from_lengths(LENGTHS, DEVICE)
+    x = torch.randn(WIDTH, PACKED.total, device=DEVICE).half().T
+    with use_backend("fused"):
+        out = dropout(x, key, layout)
+    exact = dropout(x.double(), KEY, layout)
+    torch.testing.assert_close(out, exact.half(), rtol=0, atol=0)
+
+
+@needs_triton
+def test_nothing_but_the_names_of_the_mask_is_kept_for_backward() -> None:
+    layout = Packed.from_lengths(LENGTHS, DEVICE)
+    x = torch.randn(PACKED.total, WIDTH, device=DEVICE, requires_grad=True)
+    kept: list[Tensor] = []
+    with use_backend("fused"), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        dropout(x, KEY, layout)
+    assert sum(t.numel() for t in kept) == len(LENGTHS) + 2 * PACKED.total
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": torch.zeros(3, WIDTH)}, r"x has shape \[3, 64\], expected \[16, 'D'\]"),
+        (
+            {"key": dataclasses.replace(KEY, sample_index=torch.arange(3))},
+            r"sample_index has shape \[3\], expected \[4\]",
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(changes: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"x": torch.zeros(PACKED.total, WIDTH), "key": KEY, "layout": PACKED}
+    with pytest.raises(ValueError, match=f"dropout: {message}"):
+        dropout(**arguments | changes)
+
+
+@needs_triton
+def test_a_dtype_the_kernel_does_not_take_is_named() -> None:
+    layout = Packed.from_lengths(LENGTHS, DEVICE)
+    x = torch.zeros(PACKED.total, WIDTH, dtype=torch.float64, device=DEVICE)
+    with (
+        use_backend("fused"),
+        pytest.raises(ValueError, match=r"dropout: x is torch\.float64, expected torch\.float32"),
+    ):
+        dropout(x, KEY, layout)

@@ -1,9 +1,14 @@
 """The causal text encoder and the caption decoder: causality, positions, layouts, caches."""
 
+from dataclasses import replace
+from typing import Literal
+
 import pytest
 import torch
+from cacophony.kernels.backend import use_backend
 from cacophony.kernels.dropout import DropoutKey
 from cacophony.kernels.layout import Packed, Padded, pad, padded_layout, unpad
+from cacophony.kernels.triton_runtime import INTERPRETING
 from cacophony.models.block import StackCache
 from cacophony.models.config import TextConfig
 from cacophony.models.layers import init_weights
@@ -132,6 +137,26 @@ def test_dropout_needs_a_key(encoder: TextEncoder) -> None:
     assert not torch.allclose(dropped, plain)
     assert torch.equal(encoder(ids, CAPTIONS, key), dropped)
     assert not torch.allclose(encoder(ids, CAPTIONS, DropoutKey(0.1, 0, 1, torch.arange(4))), dropped)
+
+
+@pytest.mark.skipif(not INTERPRETING, reason="kernels run on a CPU in Triton's interpreter alone")
+@pytest.mark.parametrize("stash", [None, 1])
+def test_kernels_lose_what_the_reference_loses(stash: Literal[1] | None) -> None:
+    """Every op of the encoder fused, dropout on, blocks by autograd and by hand; 1e-5 of a tensor's largest entry."""
+    encoder = TextEncoder(replace(CONFIG, layers=1, heads=1))
+    randomised(encoder)
+    encoder.float()
+    layout = Packed.from_lengths([4, 0, 2])
+    key = DropoutKey(0.3, 2**40, 1, torch.tensor([4, 2**33, 7]))
+    ids, cotangent, results = torch.randint(0, 30, (layout.total,)), torch.randn(layout.total, CONFIG.width), []
+    for backend in ("reference", "fused"):
+        encoder.zero_grad()
+        with use_backend(backend):
+            hidden = encoder(ids, layout, key, stash=stash)
+            hidden.backward(cotangent)
+        results.append((hidden.detach(), *(p.grad.clone() for p in encoder.parameters() if p.grad is not None)))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_normalise() -> None:
