@@ -1,9 +1,10 @@
 """The shard format, and reading it.
 
 A packed directory holds `shard-000000.tar`, … (USTAR; members `<key>.flac`, 16 kHz mono PCM_16, and `<key>.json`, what
-is known of the clip and the CRC-32 of the other member), for each tar an `.idx` (DALI's wds2idx text: `v1.2 N`, then per clip `flac offset size name json offset size name`, offsets
-of the data), `sizes.json` (clips per tar) and `index.json`. Its `fingerprint` is the SHA-256 over the hexadecimal
-SHA-256 of every clip's two members, in order: it depends on the clips, not on how they are divided into tars.
+is known of the clip and the CRC-32 of its FLAC member), for each tar an `.idx` (DALI's wds2idx text: `v1.2 N`, then per
+clip `flac offset size name json offset size name`, offsets of the data), `sizes.json` (clips per tar) and `index.json`.
+Its `fingerprint` is the SHA-256 over the hexadecimal SHA-256 of every clip's two members, in order: it depends on the
+clips, not on how they are divided into tars.
 """
 
 import json
