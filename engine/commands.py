@@ -16,6 +16,7 @@ import torch
 import tyro
 
 from ..data.audio import printable
+from ..data.dali import choose_decoder
 from ..errors import InputError
 from ..json_file import check_writable, write_json
 from ..kernels import backend
@@ -214,6 +215,7 @@ def doctor_command() -> int:
     ):
         print(f"{package} ({purpose}): {_version(package)}")
     for device in devices:
+        print(choose_decoder("auto", device.type, threads=1)[1])
         print(f"ops on {device} (backend {backend.current_backend()}):")
         for choice in backend.choices(device):
             print(f"  {choice.op:18} {choice.path:10} {choice.reason}")
