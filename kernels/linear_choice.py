@@ -97,7 +97,7 @@ def choose_linear(
     ``asked`` is who was asked for when a forward pass ran; None means now.
     """
     chosen = asked or linear_provider_asked() or TABLE[device_class(device)][step][shape_class(inside, width)]
-    _say(step, str(device), inside, width, chosen)
+    _say(step, device, inside, width, chosen)
     return chosen
 
 
@@ -118,7 +118,7 @@ def linear_report(device: torch.device) -> list[str]:
 
 
 @cache
-def _say(step: LinearStep, device: str, inside: int, width: int, chosen: LinearProvider) -> None:
+def _say(step: LinearStep, device: torch.device, inside: int, width: int, chosen: LinearProvider) -> None:
     """Log a choice when it is first made."""
     _log.info("linear %s of %d terms in %d columns on %s runs on %s", step, inside, width, device, chosen)
 

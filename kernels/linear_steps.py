@@ -34,9 +34,7 @@ def activated_product(
     return out, pre if keep_pre else None
 
 
-def added_product(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, asked: Asked = None
-) -> Tensor | None:
+def added_product(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, asked: Asked = None) -> Tensor | None:
     """Return residual + x Wᵀ + b where one kernel does it; None where a later pass adds the residual for less."""
     if _forward_by("residual", weight, asked) == "triton":
         return linear_fwd_op(*_contiguous(x, weight, bias, residual), "", False)[0]

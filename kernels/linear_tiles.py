@@ -1,7 +1,7 @@
 """Tiles of the kernels of :mod:`.linear_triton`: a table by GPU and shape of the layer; no search when they run.
 
-The figures come from arithmetic and from what compiles without spilled registers; no GPU has chosen among them yet. Where
-the sum is short (K = 768), writing a tile takes about as long as multiplying it, so two programs share a
+The figures come from arithmetic and from what compiles without spilled registers; no GPU has chosen among them yet.
+Where the sum is short (K = 768), writing a tile takes about as long as multiplying it, so two programs share a
 multiprocessor and one writes while the other multiplies; where it is long, the largest tile reads the least.
 """
 

@@ -17,6 +17,9 @@ from .linear_tiles import Tile, linear_tile
 from .partial_sums import sum_partials
 from .triton_runtime import INTERPRETING, cdiv, jit, launch, processors, tensor_descriptor, tl
 
+_FORWARD, _BACKWARD = tl.constexpr(True), tl.constexpr(False)
+"""Whether the weight is transposed."""
+
 
 @jit(do_not_specialize=["rows"])
 def linear_fwd_kernel(
@@ -43,10 +46,10 @@ def linear_fwd_kernel(
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):  # type: ignore[misc]
         first_row, first = tile // TILES_N * BLOCK_ROWS, tile % TILES_N * BLOCK_N
         sums = _product(
-            x, weight, first_row, first, rows, N, K, True, BLOCK_ROWS, BLOCK_N, BLOCK_K, DESCRIPTORS, PRECISION
+            x, weight, first_row, first, rows, N, K, _FORWARD, BLOCK_ROWS, BLOCK_N, BLOCK_K, DESCRIPTORS, PRECISION
         )
         parts = _parts(sums, BLOCK_ROWS, BLOCK_N, PARTS)
-        for part in tl.static_range(PARTS):
+        for part in tl.static_range(PARTS):  # type: ignore[misc]
             base, offsets, mask, column = _place(first_row, first, part, rows, N, BLOCK_ROWS, BLOCK_N, PARTS)
             y = parts[part] + tl.load(bias + column, column < N, other=0.0).to(tl.float32)[None, :]
             if pre is not None:
@@ -86,10 +89,10 @@ def linear_dgrad_kernel(
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):  # type: ignore[misc]
         first_row, first = tile // TILES_N * BLOCK_ROWS, tile % TILES_N * BLOCK_N
         sums = _product(
-            d_y, weight, first_row, first, rows, N, K, False, BLOCK_ROWS, BLOCK_N, BLOCK_K, DESCRIPTORS, PRECISION
+            d_y, weight, first_row, first, rows, N, K, _BACKWARD, BLOCK_ROWS, BLOCK_N, BLOCK_K, DESCRIPTORS, PRECISION
         )
         parts = _parts(sums, BLOCK_ROWS, BLOCK_N, PARTS)
-        for part in tl.static_range(PARTS):
+        for part in tl.static_range(PARTS):  # type: ignore[misc]
             base, offsets, mask, column = _place(first_row, first, part, rows, N, BLOCK_ROWS, BLOCK_N, PARTS)
             d = parts[part]
             if KIND != "":
@@ -122,9 +125,9 @@ def _product(
 ):
     """Multiply BLOCK_ROWS rows of x by BLOCK_N columns of weight ``[K, N]``, or of the transpose of ``[N, K]``."""
     row, column, k = tl.arange(0, BLOCK_ROWS), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    in_row, in_column = row < rows - first_row, first + column < N
     if not DESCRIPTORS:
-        x += tl.cast(first_row, tl.int64) * K  # of the block: what is added to a pointer has 32 bits
-        in_row, in_column = row < rows - first_row, first + column < N
+        x += tl.cast(first_row, tl.int64) * K  # row is of the block: what is added to a pointer has 32 bits
     sums = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
     for start in range(0, K, BLOCK_K):
         if DESCRIPTORS:

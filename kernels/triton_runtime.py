@@ -103,9 +103,7 @@ def processors(device: torch.device) -> int:
 
 def compute_capability(device: torch.device) -> tuple[int, int]:
     """Return that of a GPU; on ``meta`` that of :func:`record_launches`, an H100's without; elsewhere (0, 0)."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)
-    return divmod(_architecture, 10) if device.type == "meta" else (0, 0)
+    return divmod(_architecture, 10) if device.type == "meta" else _capability(device)
 
 
 def cdiv(a: int, b: int) -> int:
@@ -116,6 +114,11 @@ def cdiv(a: int, b: int) -> int:
 def next_power_of_two(n: int) -> int:
     """Return the smallest power of two that is at least ``n`` (and 1)."""
     return 1 << max(n - 1, 0).bit_length()
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 def _ready(device: torch.device) -> contextlib.AbstractContextManager[Any]:
