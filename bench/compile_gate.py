@@ -1,8 +1,8 @@
 """Compile every Triton kernel as it is launched at the paper's shapes, for GPUs this machine need not have.
 
 The ops of every SPEC run forward and backward on ``meta`` tensors; what they would launch is recorded and compiled
-ahead of time. The gate fails on a spilled register, on more shared memory than there is, and on a matrix kernel that
-does not use the tensor cores.
+ahead of time. The gate fails on a spilled register, on more shared memory than there is, on a matrix kernel that does
+not use the tensor cores, and on tensor descriptors that are not read by the TMA unit.
 """
 
 import re
@@ -42,6 +42,7 @@ _TYPES = {
     torch.bool: "i1",
 }
 _TENSOR_CORE_INSTRUCTIONS = ("tcgen05.mma", "wgmma.mma_async", "mma.sync")
+_TMA_INSTRUCTION = "cp.async.bulk.tensor"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class CompiledKernel:
     tensor_core_instruction: str
     declared: bool
     """Whether the SPEC says ``tensor_cores``."""
+    idle_descriptors: bool
+    """Whether it is given tensor descriptors and has no instruction of the TMA unit."""
 
     @property
     def problems(self) -> list[str]:
@@ -86,6 +89,8 @@ class CompiledKernel:
             found.append(f"{name} multiplies matrices without the tensor cores")
         if self.multiplies_matrices and not self.declared:
             found.append(f"{name} multiplies matrices, and its SPEC does not say tensor_cores=True")
+        if self.idle_descriptors:
+            found.append(f"{name} takes tensor descriptors and reads them without the TMA unit")
         return found
 
 
@@ -144,6 +149,9 @@ def compile_launch(paper: PaperLaunch, architecture: int) -> CompiledKernel:
         options={name: value for name, value in options.items() if name not in parameters},
     )
     registers, spilled = _resources(compiled.asm["cubin"])
+    described = any(
+        _type(argument).startswith("tensordesc") for argument in paper.launch.arguments if argument is not None
+    )
     found = [name for name in _TENSOR_CORE_INSTRUCTIONS if name in compiled.asm["ptx"]]
     return CompiledKernel(
         op=paper.spec.name,
@@ -157,6 +165,7 @@ def compile_launch(paper: PaperLaunch, architecture: int) -> CompiledKernel:
         multiplies_matrices="tt.dot" in compiled.asm["ttir"],
         tensor_core_instruction=found[0] if found else "",
         declared=paper.spec.tensor_cores,
+        idle_descriptors=described and _TMA_INSTRUCTION not in compiled.asm["ptx"],
     )
 
 
