@@ -5,7 +5,6 @@ Where the sum is short (K = 768), writing a tile takes about as long as multiply
 multiprocessor and one writes while the other multiplies; where it is long, the largest tile reads the least.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,7 +39,7 @@ class Tile:
     """Whether operands come through tensor descriptors."""
 
 
-_SMALL = Tile(64, 64, 32, warps=4, stages=3, parts=2)  # fits every GPU, and float32 everywhere
+_SMALL = Tile(64, 64, 32, warps=4, stages=3, parts=2)  # fits every GPU, any shape and float32
 _SHORT_80 = Tile(128, 128, 32, warps=4, stages=4, parts=4)
 _LONG_80 = Tile(128, 256, 64, warps=8, stages=3, parts=4)
 _SHORT_90 = Tile(128, 128, 64, warps=4, stages=3, parts=4, programs=2, descriptors=True)
@@ -74,14 +73,14 @@ def shape_class(inside: int, width: int) -> ShapeClass:
 def linear_tile(pass_: Pass, x: Tensor, weight: Tensor) -> Tile:
     """Return the tile for ``x`` ``[rows, K]`` times ``weight``: ``[N, K]`` in a ``fwd``, ``[K, N]`` in a ``dgrad``.
 
-    Where memory or rows do not start at multiples of 16 bytes there can be no descriptors.
+    Where memory or rows do not start at multiples of 16 bytes there can be no descriptors, and tiles are small.
     """
     if x.element_size() > 2:
         return _SMALL
     inside, width = x.shape[1], weight.shape[0 if pass_ == "fwd" else 1]
     tile = TILES[device_class(x.device), pass_][shape_class(inside, width)]
     if tile.descriptors and not all(_has_descriptor(operand) for operand in (x, weight)):
-        return dataclasses.replace(tile, descriptors=False)
+        return _SMALL
     return tile
 
 
