@@ -11,6 +11,7 @@ from .activation import Activation, activation_bwd_op, activation_fwd_op
 from .column_sum import column_sum_op
 from .linear_choice import LinearProvider, LinearStep, choose_linear
 from .linear_triton import linear_dgrad_op, linear_fwd_op
+from .products import product_as
 
 Asked = LinearProvider | None
 
@@ -61,11 +62,7 @@ def activated_input_gradient(
 
 def weight_gradient(d_y: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return d_yᵀ x in ``dtype``: where that is float32, products of 16-bit numbers are not rounded in between."""
-    if dtype != torch.float32:
-        return (d_y.T @ x).to(dtype)
-    if d_y.is_cuda and d_y.dtype != dtype:
-        return torch.mm(d_y.T, x, out_dtype=dtype)
-    return d_y.T.float() @ x.float()
+    return product_as(d_y.T, x, dtype)
 
 
 def bias_gradient(d_y: Tensor, dtype: torch.dtype) -> Tensor:
