@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,8 +34,8 @@ class ShardWriter:
         self._unfinished.unlink(missing_ok=True)
 
     def add(self, key: str, flac: bytes, record: dict[str, Any]) -> None:
-        """Append a clip: its FLAC bytes and its json record."""
-        text = json.dumps(record, ensure_ascii=False).encode()
+        """Append a clip: its FLAC bytes and its json record, which gets the CRC-32 of the bytes as `flac_crc32`."""
+        text = json.dumps(record | {"flac_crc32": zlib.crc32(flac)}, ensure_ascii=False).encode()
         components = []
         for extension, data in (("flac", flac), ("json", text)):
             name = f"{key}.{extension}"

@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..data.dali import LoaderName
+from ..data.frontend import FrontEndName
 from ..errors import InputError
 from ..kernels.backend import Backend
 from ..kernels.layout import LayoutName
@@ -41,15 +43,23 @@ def _require_finite(config: object, prefix: str) -> None:
 class LoadingConfig:
     """How clips reach the device."""
 
+    loader: LoaderName = "auto"
+    """Who decodes the shards, to the same batches: the loader's threads (native), DALI, or DALI for a GPU where it can
+    be imported."""
+    frontend: FrontEndName = "kernels"
+    """Who makes the log-mel: our own op, or DALI's spectrogram times our mel matrix (equal to rounding)."""
     workers: int = 4
     """Threads that decode audio."""
     prefetch_batches: int = 2
     """Batches prepared ahead of the one in use."""
+    max_bad_share: float = 0.05
+    """Share of an epoch's clips that may be damaged, and are replaced by others, before the run stops."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         _require(self.workers >= 1, f"data.workers is {self.workers}; expected at least 1")
         _require(self.prefetch_batches >= 1, f"data.prefetch_batches is {self.prefetch_batches}; expected at least 1")
+        _require(0.0 <= self.max_bad_share <= 1.0, f"data.max_bad_share is {self.max_bad_share}; expected 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

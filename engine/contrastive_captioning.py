@@ -20,7 +20,7 @@ from ..models.generate import PAD
 from .config import ContrastiveObjectiveConfig, ContrastiveRunConfig
 from .distributed import World
 from .micro_batches import check_longest
-from .objective import Report, Setting, blocks_by_hand, spectrogram_of
+from .objective import Report, Setting, blocks_by_hand
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class ContrastiveCaptioning:
             seen = keep_at_most(num_patches(batch.wave_lengths), self.config.max_patches)
             limits = [(seen, self.budgets[0].tokens), (batch.token_lengths, self.budgets[1].tokens)]
         for micro in setting.micro_batches(batch, limits):
-            spectrogram = spectrogram_of(micro)
+            spectrogram = setting.spectrogram(micro)
             keep = keep_at_most(spectrogram.patch_counts, self.config.max_patches)
             audio = setting.mask(spectrogram, keep, micro, step).kept
             captions = self._captions(micro, global_clips, global_targets)

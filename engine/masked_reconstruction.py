@@ -15,7 +15,7 @@ from ..models.audio_mae import AudioMAE
 from .config import MaeObjectiveConfig, MaeRunConfig
 from .distributed import World
 from .micro_batches import check_longest
-from .objective import Report, Setting, blocks_by_hand, spectrogram_of
+from .objective import Report, Setting, blocks_by_hand
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class MaskedReconstruction:
             visible = self._visible(counts)
             limits = [(visible, self.budgets[0].tokens), (counts - visible, self.budgets[1].tokens)]
         for micro in setting.micro_batches(batch, limits):
-            spectrogram = spectrogram_of(micro)
+            spectrogram = setting.spectrogram(micro)
             keep = self._visible(spectrogram.patch_counts)
             masked = setting.mask(spectrogram, keep, micro, step)
             if self.budgets:

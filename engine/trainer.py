@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..data.batch import AudioTextBatch
+from ..data.dali import choose_decoder
 from ..data.loader import Loader, LoaderConfig
 from ..data.shards import Shards
 from ..data.tokens import TOKENIZER_FILE, CaptionTokenizer, resolve_tokenizer
@@ -97,8 +98,11 @@ def _train(
 ) -> Finished:
     tokenizer, tokenizer_note = _tokenizer(config, shards, init, out if continued else None)
     with contextlib.ExitStack() as cleanup:
-        loader = Loader(shards, _loader_config(config), tokenizer, world.rank, world.size)
+        decoder, loader_note = choose_decoder(config.data.loader, world.device.type, config.data.workers)
+        loader_config = _loader_config(config, world.device)
+        loader = Loader(shards, loader_config, tokenizer, world.rank, world.size, decoder)
         cleanup.callback(loader.close)
+        objective = build_objective(config, world)
         model = build_model(config)
         has_checkpoint = continued and bool(checkpoints(out))
         origins = [] if has_checkpoint else initialise(model, config, init)
@@ -119,8 +123,12 @@ def _train(
         world.barrier()
         log = cleanup.enter_context(RunLog(out, stage, config.steps, first_step)) if world.is_main else None
         if log:
-            _introduce(log, config, model, world, [tokenizer_note, *(o.summary(origins) for o in origins)], first_step)
-        return _loop(config, build_objective(config, world), shards, loader, updater, out, first_step, world, log)
+            notes = [loader_note, tokenizer_note, *(origin.summary(origins) for origin in origins)]
+            _introduce(log, config, model, world, notes, first_step)
+        finished = _loop(config, objective, shards, loader, updater, out, first_step, world, log)
+        if log and loader.damage.by_source:
+            log.say(f"damaged members that were replaced: {loader.damage.summary()}")
+        return finished
 
 
 def _loop(
@@ -194,7 +202,7 @@ def _not_finite(watch: SkipWatch, out: Path, shards: Shards, world: World, saved
     )
 
 
-def _loader_config(config: Config) -> LoaderConfig:
+def _loader_config(config: Config, device: torch.device) -> LoaderConfig:
     text = config.data if isinstance(config, ContrastiveRunConfig) else None
     return LoaderConfig(
         batch_size=config.batch_size,
@@ -204,6 +212,8 @@ def _loader_config(config: Config) -> LoaderConfig:
         seed=config.seed,
         workers=config.data.workers,
         prefetch_batches=config.data.prefetch_batches,
+        max_bad_share=config.data.max_bad_share,
+        pin_memory=device.type == "cuda",
     )
 
 

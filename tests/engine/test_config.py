@@ -35,6 +35,7 @@ OUT_OF_RANGE: list[tuple[Callable[..., Any], str, list[Any]]] = [
     (MaeDataConfig, "crop_seconds", [0.0, 0.1, NAN]),
     (MaeDataConfig, "workers", [0]),
     (ContrastiveDataConfig, "prefetch_batches", [0]),
+    (MaeDataConfig, "max_bad_share", [-0.1, 1.1, NAN]),
     (ContrastiveDataConfig, "max_text_tokens", [2]),
     (ContrastiveDataConfig, "synthetic_probability", [-0.1, 1.1, NAN]),
     (MaeRunConfig, "batch_size", [0]),

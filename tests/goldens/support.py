@@ -25,7 +25,7 @@ from .sampling import Deviation, Places, Tree, deviations
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
 
-ENCODER_OPS = ("patch_embed", "layer_norm", "linear", "attention")
+ENCODER_OPS = ("patch_embed", "layer_norm", "linear", "mlp", "attention")
 MAE_OPS = (*ENCODER_OPS, "mae_decoder_input")
 MODEL_OPS = (*ENCODER_OPS, "attention_pool")
 LOSS_OPS = (*MODEL_OPS, "info_nce", "caption_loss")
