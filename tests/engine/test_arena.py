@@ -23,7 +23,9 @@ from cacophony.engine.masked_reconstruction import MaskedReconstruction
 from cacophony.engine.objective import Objective, Report
 from cacophony.engine.update import Updater
 from cacophony.errors import InputError
+from cacophony.kernels.backend import use_backend
 from cacophony.kernels.flat_buffers import SEGMENT
+from cacophony.kernels.triton_runtime import HAS_TRITON
 from cacophony.models.audio_mae import AudioMAE
 from cacophony.models.audio_text import AudioText
 from cacophony.models.layers import LayerNorm, Linear, Table, init_weights
@@ -167,6 +169,23 @@ def test_bfloat16_copies_compute_what_autocast_computes(stage: Stage, blocks: Bl
         torch.testing.assert_close(
             arena.places[name].of(arena.gradient), gradient, rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_fused_linear_layers_give_their_gradients_unrounded(stage: Stage):
+    """The same bits: sums over tokens are float32 and stay so, whether the weights are float32 or copies."""
+    found = []
+    for linear_dtype in (None, torch.bfloat16):
+        model, objective = stage("bf16", "autograd")
+        arena = arena_of(model, linear_dtype)
+        inputs = objective.prepare(noise_batch(3, 300), 0)
+        with use_backend("fused", ops=["linear", "activation"]):
+            objective.backward(model, inputs)
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        arena.check_gradients()
+    assert any(not torch.equal(g, g.bfloat16().float()) for name, g in found[1].items() if name.endswith("bias"))
+    for name, gradient in found[0].items():
+        assert torch.equal(found[1][name], gradient), name
 
 
 def second_gradient(stage: Stage, precision: Precision) -> tuple[Tensor, Tensor]:
