@@ -238,7 +238,7 @@ SPEC = Spec(
         Case("norm not a number", _weights(1, 1, norm=float("nan"))),
         Case("ascent norm infinite", _weights(1, 1, ascent_norm=float("inf"))),
         Case("past the schedule", _weights(1, 1, applied=30)),
-        Case("287 M parameters", _weights(PAPER_NARROW_SEGMENTS, PAPER_SEGMENTS - PAPER_NARROW_SEGMENTS), paper=True),
+        Case("stage 2", _weights(PAPER_NARROW_SEGMENTS, PAPER_SEGMENTS - PAPER_NARROW_SEGMENTS), paper=True),
     ),
     forward=_work,
     rivals={"torch_fused": _torch_fused},

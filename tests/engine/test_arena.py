@@ -21,13 +21,16 @@ from cacophony.engine.contrastive_captioning import ContrastiveCaptioning
 from cacophony.engine.distributed import World
 from cacophony.engine.masked_reconstruction import MaskedReconstruction
 from cacophony.engine.objective import Objective, Report
+from cacophony.engine.schedule import schedule_table
 from cacophony.engine.update import Updater
 from cacophony.errors import InputError
+from cacophony.kernels.adamw import adamw_
 from cacophony.kernels.backend import use_backend
-from cacophony.kernels.flat_buffers import SEGMENT
+from cacophony.kernels.flat_buffers import PAPER_NARROW_SEGMENTS, PAPER_SEGMENTS, SEGMENT
 from cacophony.kernels.triton_runtime import HAS_TRITON
 from cacophony.models.audio_mae import AudioMAE
 from cacophony.models.audio_text import AudioText
+from cacophony.models.config import AUDIO_TEXT_SIZES
 from cacophony.models.layers import LayerNorm, Linear, Table, init_weights
 from torch import Tensor, nn
 
@@ -58,6 +61,14 @@ def test_parameters_keep_their_values_and_lie_side_by_side():
     assert all(start % SEGMENT == 0 for start in starts)
     assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
     assert arena.master.count_nonzero() == sum(int(tensor.count_nonzero()) for tensor in expected.values())
+
+
+def test_the_paper_sized_cases_of_the_ops_are_of_the_papers_size():
+    with torch.device("meta"):
+        model = AudioText(AUDIO_TEXT_SIZES["paper"])
+    arena = arena_of(model, torch.bfloat16)
+    assert len(arena.master) == PAPER_SEGMENTS * SEGMENT
+    assert len(arena.narrow) == PAPER_NARROW_SEGMENTS * SEGMENT
 
 
 def test_what_lies_between_parameters_stays_zero():
@@ -106,6 +117,28 @@ def test_shared_parameters_lie_there_once():
     arena.load_weights({name: tensor + 1 for name, tensor in expected.items()}, Path("file"))
     assert all(torch.equal(arena.weights()[name], expected[name] + 1) for name in expected)
     assert torch.equal(model.get_parameter("0.weight"), (expected["0.weight"] + 1).bfloat16())
+
+
+def test_a_group_has_its_own_decay_and_rate():
+    """The first parameter keeps its place by a rate of 0, the second moves by the rate and decays, the others move."""
+    model = network()
+    (frozen, decayed, *others) = [name for name, _ in model.named_parameters()]
+    groups = [ParameterGroup([frozen], 0.5, rate_factor=0.0), ParameterGroup([decayed], 0.5), ParameterGroup(others, 0)]
+    arena = Arena(model, groups, None)
+    with torch.no_grad():
+        arena.load_weights({name: torch.ones_like(tensor) for name, tensor in arena.weights().items()}, Path("file"))
+    arena.gradient.fill_(1.0)
+    adamw_(
+        *(arena.master, arena.exp_avg, arena.exp_avg_sq, arena.gradient, arena.narrow, arena.wide, arena.groups),
+        *(arena.table, torch.ones(()), None, arena.counts),
+        schedule_table(2, UpdateConfig(learning_rate=0.1, final_learning_rate=0.1, warmup_steps=0)).float(),
+        beta1=0.9,
+        beta2=0.999,
+        eps=1e-8,
+    )
+    for name, tensor in arena.weights().items():
+        expected = 1.0 if name == frozen else 0.9 - (0.05 if name == decayed else 0.0)
+        torch.testing.assert_close(tensor, torch.full_like(tensor, expected), rtol=1e-6, atol=0)
 
 
 def test_weights_of_another_network_are_refused_by_name():
