@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import backend
-from .checks import check_dtype, check_shape
+from .checks import check_device, check_dtype, check_shape
 from .flat_buffers import (
     PAPER_NARROW_SEGMENTS,
     PAPER_SEGMENTS,
@@ -58,6 +58,7 @@ def sam_perturb_(
     """
     check_buffers("sam_perturb", master, narrow, wide, direction=direction)
     check_shape("sam_perturb", "norm", norm, ())
+    check_device("sam_perturb", "master", master.device, norm=norm)
     _dispatch_perturb(master, direction, norm, narrow, wide, rho, zero_direction)
 
 
