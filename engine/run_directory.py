@@ -25,13 +25,14 @@ RECORD_FILE = "run.json"
 CHANGEABLE_ON_RESUME = frozenset(
     {
         "data.loader",
-        "data.workers",
-        "data.prefetch_batches",
         "data.max_bad_share",
+        "data.prefetch_batches",
+        "data.workers",
         "device",
+        "keep_checkpoints",
         "log_every_steps",
         "save_every_steps",
-        "keep_checkpoints",
+        "update.implementation",
     }
 )
 

@@ -76,10 +76,12 @@ def adamw_(
     check_shape(op, "groups", groups, (master.numel() // SEGMENT,))
     check_dtype(op, "groups", groups, (torch.uint8,))
     check_shape(op, "table", table, (len(table), 2))
+    check_dtype(op, "table", table, (master.dtype,))
     check_shape(op, "norm", norm, ())
     check_shape(op, "counts", counts, (COUNTS,))
     check_dtype(op, "counts", counts, (torch.int64,))
     check_shape(op, "schedule", schedule, (max(len(schedule), 1), SCHEDULE_COLUMNS))
+    check_dtype(op, "schedule", schedule, (master.dtype,))
     check_device(op, "master", master.device, groups=groups, table=table, norm=norm, counts=counts, schedule=schedule)
     if ascent_norm is not None:
         check_shape(op, "ascent_norm", ascent_norm, ())
@@ -238,7 +240,7 @@ SPEC = Spec(
         Case("norm not a number", _weights(1, 1, norm=float("nan"))),
         Case("ascent norm infinite", _weights(1, 1, ascent_norm=float("inf"))),
         Case("past the schedule", _weights(1, 1, applied=30)),
-        Case("287 M parameters", _weights(PAPER_NARROW_SEGMENTS, PAPER_SEGMENTS - PAPER_NARROW_SEGMENTS), paper=True),
+        Case("stage 2", _weights(PAPER_NARROW_SEGMENTS, PAPER_SEGMENTS - PAPER_NARROW_SEGMENTS), paper=True),
     ),
     forward=_work,
     rivals={"torch_fused": _torch_fused},

@@ -54,9 +54,9 @@ def check_buffers(op: str, master: Tensor, narrow: Tensor, wide: Tensor, **other
     check_device(op, "master", master.device, narrow=narrow, wide=wide, **others)
 
 
-PAPER_SEGMENTS = 280_400
-"""Segments of the paper's stage 2, 287 M parameters."""
-PAPER_NARROW_SEGMENTS = 242_000
+PAPER_SEGMENTS = 282_615
+"""Segments of the paper's stage 2: 289 M parameters, each beginning with a segment."""
+PAPER_NARROW_SEGMENTS = 244_396
 """Those of its linear layers."""
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import backend
-from .checks import check_dtype, check_shape
+from .checks import check_device, check_dtype, check_shape
 from .flat_buffers import (
     PAPER_NARROW_SEGMENTS,
     PAPER_SEGMENTS,
@@ -58,6 +58,7 @@ def sam_perturb_(
     """
     check_buffers("sam_perturb", master, narrow, wide, direction=direction)
     check_shape("sam_perturb", "norm", norm, ())
+    check_device("sam_perturb", "master", master.device, norm=norm)
     _dispatch_perturb(master, direction, norm, narrow, wide, rho, zero_direction)
 
 
@@ -166,7 +167,7 @@ NORM_SPEC = Spec(
         Case("no element", _flat(0)),
         Case("small", _flat(3000, scale=1e-12)),
         Case("zero", _flat(100, scale=0.0)),
-        Case("287 M parameters", _flat(PAPER_SEGMENTS * SEGMENT), paper=True),
+        Case("stage 2", _flat(PAPER_SEGMENTS * SEGMENT), paper=True),
     ),
     forward=lambda inputs: Work(bytes=inputs["gradient"].nbytes, flops=2 * inputs["gradient"].numel()),
     rivals={"per_tensor": _norm_per_tensor},
@@ -183,7 +184,7 @@ PERTURB_SPEC = Spec(
         Case("direction kept", _weights(1, 1, zero_direction=False)),
         Case("norm zero", _weights(1, 1, norm=0.0)),
         Case("norm infinite", _weights(1, 1, norm=float("inf"))),
-        Case("287 M parameters", _weights(PAPER_NARROW_SEGMENTS, PAPER_SEGMENTS - PAPER_NARROW_SEGMENTS), paper=True),
+        Case("stage 2", _weights(PAPER_NARROW_SEGMENTS, PAPER_SEGMENTS - PAPER_NARROW_SEGMENTS), paper=True),
     ),
     forward=_perturb_work,
     rivals={"per_tensor": _perturb_per_tensor},

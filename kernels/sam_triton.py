@@ -10,7 +10,7 @@ from .triton_runtime import cdiv, jit, launch, processors, tl
 _NORM_BLOCK = 8192
 
 
-@jit(do_not_specialize=["elements"])
+@jit
 def gradient_norm_kernel(gradient, partials, elements, BLOCK: tl.constexpr):
     """Walk over every n-th block, n the number of programs, adding up squares: ``partials`` float32 ``[n]``."""
     lane = tl.arange(0, BLOCK).to(tl.int64)

@@ -21,11 +21,16 @@ from cacophony.engine.contrastive_captioning import ContrastiveCaptioning
 from cacophony.engine.distributed import World
 from cacophony.engine.masked_reconstruction import MaskedReconstruction
 from cacophony.engine.objective import Objective, Report
+from cacophony.engine.schedule import schedule_table
 from cacophony.engine.update import Updater
 from cacophony.errors import InputError
-from cacophony.kernels.flat_buffers import SEGMENT
+from cacophony.kernels.adamw import adamw_
+from cacophony.kernels.backend import use_backend
+from cacophony.kernels.flat_buffers import PAPER_NARROW_SEGMENTS, PAPER_SEGMENTS, SEGMENT
+from cacophony.kernels.triton_runtime import HAS_TRITON
 from cacophony.models.audio_mae import AudioMAE
 from cacophony.models.audio_text import AudioText
+from cacophony.models.config import AUDIO_TEXT_SIZES
 from cacophony.models.layers import LayerNorm, Linear, Table, init_weights
 from torch import Tensor, nn
 
@@ -56,6 +61,14 @@ def test_parameters_keep_their_values_and_lie_side_by_side():
     assert all(start % SEGMENT == 0 for start in starts)
     assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
     assert arena.master.count_nonzero() == sum(int(tensor.count_nonzero()) for tensor in expected.values())
+
+
+def test_the_paper_sized_cases_of_the_ops_are_of_the_papers_size():
+    with torch.device("meta"):
+        model = AudioText(AUDIO_TEXT_SIZES["paper"])
+    arena = arena_of(model, torch.bfloat16)
+    assert len(arena.master) == PAPER_SEGMENTS * SEGMENT
+    assert len(arena.narrow) == PAPER_NARROW_SEGMENTS * SEGMENT
 
 
 def test_what_lies_between_parameters_stays_zero():
@@ -104,6 +117,28 @@ def test_shared_parameters_lie_there_once():
     arena.load_weights({name: tensor + 1 for name, tensor in expected.items()}, Path("file"))
     assert all(torch.equal(arena.weights()[name], expected[name] + 1) for name in expected)
     assert torch.equal(model.get_parameter("0.weight"), (expected["0.weight"] + 1).bfloat16())
+
+
+def test_a_group_has_its_own_decay_and_rate():
+    """The first parameter keeps its place by a rate of 0, the second moves by the rate and decays, the others move."""
+    model = network()
+    (frozen, decayed, *others) = [name for name, _ in model.named_parameters()]
+    groups = [ParameterGroup([frozen], 0.5, rate_factor=0.0), ParameterGroup([decayed], 0.5), ParameterGroup(others, 0)]
+    arena = Arena(model, groups, None)
+    with torch.no_grad():
+        arena.load_weights({name: torch.ones_like(tensor) for name, tensor in arena.weights().items()}, Path("file"))
+    arena.gradient.fill_(1.0)
+    adamw_(
+        *(arena.master, arena.exp_avg, arena.exp_avg_sq, arena.gradient, arena.narrow, arena.wide, arena.groups),
+        *(arena.table, torch.ones(()), None, arena.counts),
+        schedule_table(2, UpdateConfig(learning_rate=0.1, final_learning_rate=0.1, warmup_steps=0)).float(),
+        beta1=0.9,
+        beta2=0.999,
+        eps=1e-8,
+    )
+    for name, tensor in arena.weights().items():
+        expected = 1.0 if name == frozen else 0.9 - (0.05 if name == decayed else 0.0)
+        torch.testing.assert_close(tensor, torch.full_like(tensor, expected), rtol=1e-6, atol=0)
 
 
 def test_weights_of_another_network_are_refused_by_name():
@@ -167,6 +202,23 @@ def test_bfloat16_copies_compute_what_autocast_computes(stage: Stage, blocks: Bl
         torch.testing.assert_close(
             arena.places[name].of(arena.gradient), gradient, rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_fused_linear_layers_give_their_gradients_unrounded(stage: Stage):
+    """The same bits: sums over tokens are float32 and stay so, whether the weights are float32 or copies."""
+    found = []
+    for linear_dtype in (None, torch.bfloat16):
+        model, objective = stage("bf16", "autograd")
+        arena = arena_of(model, linear_dtype)
+        inputs = objective.prepare(noise_batch(3, 300), 0)
+        with use_backend("fused", ops=["linear", "activation"]):
+            objective.backward(model, inputs)
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        arena.check_gradients()
+    assert any(not torch.equal(g, g.bfloat16().float()) for name, g in found[1].items() if name.endswith("bias"))
+    for name, gradient in found[0].items():
+        assert torch.equal(found[1][name], gradient), name
 
 
 def second_gradient(stage: Stage, precision: Precision) -> tuple[Tensor, Tensor]:

@@ -153,7 +153,8 @@ def authors_parameters(model: AudioMAE | AudioText) -> dict[str, np.ndarray]:
 
 def authors_gradient(model: AudioMAE | AudioText) -> dict[str, np.ndarray]:
     """Return the gradient under the authors' names: renaming, splitting and transposing are linear."""
-    gradient = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    # A copy: the update zeroes what it has used.
+    gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return to_authors(gradient, model.config)
 
 

@@ -137,6 +137,8 @@ def test_wrong_arguments_are_named() -> None:
         ({"groups": state["groups"][:3]}, r"adamw: groups has shape \[3\], expected \[4\]"),
         ({"groups": state["groups"].long()}, r"adamw: groups is torch\.int64, expected torch\.uint8"),
         ({"table": state["table"][:, :1]}, r"adamw: table has shape \[3, 1\]"),
+        ({"table": state["table"].double()}, r"adamw: table is torch\.float64, expected torch\.float32"),
+        ({"schedule": state["schedule"].half()}, r"adamw: schedule is torch\.float16, expected torch\.float32"),
         ({"counts": state["counts"][:2]}, r"adamw: counts has shape \[2\], expected \[4\]"),
         ({"schedule": state["schedule"][:0]}, r"adamw: schedule has shape \[0, 3\]"),
         ({"ascent_norm": torch.ones(2, device=DEVICE)}, r"adamw: ascent_norm has shape \[2\]"),
