@@ -32,6 +32,7 @@ from .engine.convert_command import convert_command
 from .engine.demo import demo_command
 from .engine.flags import command
 from .engine.parity_command import parity_command
+from .engine.plan_command import plan_command
 from .errors import InputError, RunError
 
 Command = Callable[[Sequence[str]], int]
@@ -50,6 +51,7 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     ),
     "embed": ("embeddings of audio files", command(embed_command, "cacophony embed")),
     "caption": ("captions of audio files", command(caption_command, "cacophony caption")),
+    "plan": ("memory, FLOPs and time of a run on GPUs you need not have", command(plan_command, "cacophony plan")),
     "parity": ("compare ops and a model's step with the truth", command(parity_command, "cacophony parity")),
     "convert": (
         "the authors' checkpoint to a model directory, or back",
