@@ -97,7 +97,7 @@ def bench_blocks(settings: BlockSettings, roofs: Roofs | None = None) -> Iterato
     device = torch.device(settings.device)
     stopwatch = Stopwatch(device)
     for compiled in (False, True):
-        names = [provider for provider in settings.providers if WAYS[provider].compiled == compiled]
+        names: list[BlockProvider] = [name for name in settings.providers if WAYS[name].compiled == compiled]
         for layers, sequences in itertools.product(settings.layers, settings.sequences) if names else ():
             if settings.part_seconds is not None and time.perf_counter() - started > settings.part_seconds:
                 yield from (BlockRow(sequences, layers, name, reason=CUT) for name in names)
