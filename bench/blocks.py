@@ -61,7 +61,7 @@ class BlockSettings:
             raise InputError(f"--seconds is {self.seconds}; expected more than 0")
         check_names("size", [self.size], list(AUDIO_TEXT_SIZES))
         check_names("sequences", self.sequences, SEQUENCES)
-        check_names("provider", self.providers, TIMED)
+        check_names("provider", self.providers, list(WAYS))
         if INTERPRETING and torch.device(self.device).type == "cuda":
             raise InputError("TRITON_INTERPRET=1 is set, and the interpreter's times mean nothing; unset it")
 
@@ -109,8 +109,9 @@ def bench_blocks(settings: BlockSettings, roofs: Roofs | None = None) -> Iterato
                 yield from (BlockRow(sequences, layers, name, reason=why(error)) for name in names)
                 continue
             with specialising():
-                for name, found in _measure(case, names, stopwatch, settings).items():
-                    yield _row((sequences, layers, name), case, found, settings, roofs)
+                timed = _measure(case, names, stopwatch, settings)
+            for name, found in timed.items():
+                yield _row((sequences, layers, name), case, found, settings, roofs)
             _free(device)
 
 

@@ -148,7 +148,7 @@ def blocks_command(
         sequences: Kinds of sequences: S = 150, S = 512 and S = 750 for audio, captions (ragged, 6 to 30 tokens).
         provider: By hand on packed tokens, keeping everything (stash10) or little (stash3), and with xFormers'
             attention; by hand on padded tokens; sdpa, autograd on padded tokens with PyTorch's
-            scaled_dot_product_attention; compile, that through torch.compile.
+            scaled_dot_product_attention; compile, that through torch.compile; reference, plain PyTorch as specified.
         precision: Precision of tokens and products; parameters are float32.
         rounds: Turns of each provider.
         seconds: Time of a turn for each pass.
