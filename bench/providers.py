@@ -36,9 +36,11 @@ def provider_names() -> list[str]:
     return [*OURS, *sorted({name for spec in SPECS for name in spec.rivals})]
 
 
-def default_providers(device: torch.device) -> list[str]:
-    """Return the providers timed where none is named: all; on a CPU, where kernels are interpreted, not the fused."""
-    return [name for name in provider_names() if name != "fused" or device.type == "cuda"]
+def default_providers(spec: Spec, device: torch.device) -> list[str]:
+    """Return the providers of ``spec`` timed where none is named: all, on a CPU without interpreted kernels."""
+    with use_backend("auto"):
+        native = choose(spec.name, device).path == "fused"
+    return [name for name in provider_names() if name != "fused" or native or device.type == "cuda"]
 
 
 def implementation(name: str, spec: Spec, device: torch.device) -> Callable[..., Any] | None:

@@ -83,6 +83,9 @@ class Spec:
     sizes_from_host: bool = False
     """Whether the op takes sizes from numbers in host tensors, to prepare a step's inputs: its launches can be traced
     and it never waits for the device, but the public function cannot be inside ``torch.compile(fullgraph=True)``."""
+    exact: Callable[..., Any] | None = field(repr=False, default=None)
+    """Computes the truth in float64 where the reference would not, although every floating input is float64: an op of
+    integers. Called as ``op``."""
     rivals: Mapping[str, Callable[..., Any]] = field(repr=False, default_factory=dict)
     """Other people's implementations by name, called as ``op``; each imports its package when called."""
 
