@@ -79,7 +79,7 @@ def log_mel_fwd(wave: Tensor, wave_offsets: Tensor, frame_offsets: Tensor, frame
         )
         return out
     longest = int(frame_offsets.diff().max()) if clips else 0
-    offsets = [host.to(wave.device, non_blocking=True) for host in (wave_offsets, frame_offsets)]
+    offsets = torch.stack((wave_offsets, frame_offsets)).to(wave.device, non_blocking=True)
     functions = _libraries["cuda"].functions
     with torch.cuda.device(wave.device):
         stream = torch.cuda.current_stream().cuda_stream

@@ -43,7 +43,7 @@ struct Elementary<float> {
 };
 
 template <class T>
-struct Complex {
+struct alignas(2 * sizeof(T)) Complex {  // so aligned, a GPU moves it at once
   T re, im;
 };
 
@@ -116,7 +116,7 @@ CACOPHONY_HD void transform_column(const Tables& tables, int t, const Samples& s
   }
   fft16(x);
   CACOPHONY_UNROLL
-  for (int k = 0; k < kRadix; ++k) scratch.at(k, t) = x[4 * (k % 4) + k / 4] * tables.inner[t][k];
+  for (int k = 0; k < kRadix; ++k) scratch.at(k, t) = x[4 * (k % 4) + k / 4] * tables.inner[k][t];
 }
 
 // Step 2: the second pass, in place; bins t, t + 16, ... of the complex transform.

@@ -55,13 +55,13 @@ constexpr double mel(double hertz) { return 1127.0 * logarithm(1.0 + hertz / 700
 
 }  // namespace exact
 
-struct Twiddle {
+struct alignas(8) Twiddle {
   float re, im;
 };
 
 struct Tables {
   float window[kWindow];              // periodic Hann, halved: the transform of packed reals is twice too large
-  Twiddle inner[kRadix][kRadix];      // e^(-2 pi i t k / 256), between the two passes of the complex transform
+  Twiddle inner[kRadix][kRadix];      // e^(-2 pi i k t / 256), between the two passes of the complex transform
   Twiddle outer[kHalf / 2 + 1];       // e^(-2 pi i k / 512), from the complex transform to the real one
   int first_bin[kBands];              // bins of a band that have a weight, and where their weights begin
   int bin_count[kBands];
@@ -74,10 +74,10 @@ constexpr Tables make_tables() {
   Tables tables{};
   for (int k = 0; k < kWindow; ++k)
     tables.window[k] = static_cast<float>(0.5 * (0.5 - 0.5 * exact::cosine(k, kWindow)));
-  for (int t = 0; t < kRadix; ++t)
-    for (int k = 0; k < kRadix; ++k)
-      tables.inner[t][k] = {static_cast<float>(exact::cosine(t * k, kHalf)),
-                            static_cast<float>(-exact::sine(t * k, kHalf))};
+  for (int k = 0; k < kRadix; ++k)
+    for (int t = 0; t < kRadix; ++t)
+      tables.inner[k][t] = {static_cast<float>(exact::cosine(k * t, kHalf)),
+                            static_cast<float>(-exact::sine(k * t, kHalf))};
   for (int k = 0; k <= kHalf / 2; ++k)
     tables.outer[k] = {static_cast<float>(exact::cosine(k, kFftSize)), static_cast<float>(-exact::sine(k, kFftSize))};
 
