@@ -7,8 +7,9 @@ implementation there and says the reason (``cacophony doctor``).
 
 import ctypes
 import functools
-import importlib.util
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -40,18 +41,27 @@ def native_library(device_type: Literal["cpu", "cuda"]) -> NativeLibrary:
     """Find and load the library for ``"cpu"`` or ``"cuda"``."""
     if device_type == "cuda" and torch.version.cuda is None:
         return NativeLibrary(None, "this build of torch knows no CUDA")
-    # The file is called like an extension module, so that the import system finds it wherever the installer put it.
-    spec = importlib.util.find_spec(f"._native_{device_type}", __package__)
-    if spec is None or spec.origin is None:
+    path = library_path(device_type)
+    if path is None:
         needed = _NEEDS[device_type]
         return NativeLibrary(None, f"its library was not built; install {needed} and then this package again")
-    return load_library(device_type, spec.origin)
+    return load_library(device_type, path)
 
 
-def load_library(device_type: Literal["cpu", "cuda"], path: str) -> NativeLibrary:
+def library_path(device_type: Literal["cpu", "cuda"]) -> Path | None:
+    """Return where the library is; None where it was not built.
+
+    That is beside this package's files, which in an editable installation lie in two places.
+    """
+    places = sys.modules[__name__.rpartition(".")[0]].__path__
+    files = [Path(place, f"_native_{device_type}.abi3.so") for place in places]
+    return next((file for file in files if file.is_file()), None)
+
+
+def load_library(device_type: Literal["cpu", "cuda"], path: Path) -> NativeLibrary:
     """Load the library for ``device_type`` at ``path`` and check that it is of this package and can run here."""
     try:
-        handle = ctypes.CDLL(path)
+        handle = ctypes.CDLL(str(path))
         abi = getattr(handle, f"cacophony_{device_type}_abi")()
     except (OSError, AttributeError) as error:
         return NativeLibrary(None, f"its library does not load ({' '.join(str(error).split())})")

@@ -5,12 +5,11 @@ import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from cacophony.kernels import native
-from cacophony.kernels.native import load_library, native_library
+from cacophony.kernels.native import library_path, load_library, native_library
 from cacophony.kernels.triton_runtime import HAS_TRITON
 
 HERE = Path(__file__).parent / "csrc"
@@ -58,10 +57,10 @@ def test_every_implementation_is_the_definition_and_clean(tmp_path: Path, saniti
 def test_the_cuda_kernel_spills_nothing() -> None:
     from triton import knobs
 
-    spec = find_spec("cacophony.kernels._native_cuda")
-    if spec is None or spec.origin is None:
+    path = library_path("cuda")
+    if path is None:
         pytest.skip("the library for GPUs was not built: no nvcc")
-    command = [knobs.nvidia.cuobjdump.path, "-res-usage", spec.origin]
+    command = [knobs.nvidia.cuobjdump.path, "-res-usage", path]
     usage = subprocess.run(command, capture_output=True, text=True, check=True)
     kernels = re.findall(r"log_mel_kernel.*?REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage.stdout, re.DOTALL)
     assert len(kernels) == 4  # int16 and float for sm_80 and sm_90
@@ -75,7 +74,7 @@ def test_the_cuda_kernel_spills_nothing() -> None:
 def test_a_library_that_does_not_load_says_so(tmp_path: Path) -> None:
     broken = tmp_path / "_native_cpu.abi3.so"
     broken.write_text("not a library")
-    found = load_library("cpu", str(broken))
+    found = load_library("cpu", broken)
     assert found.handle is None
     assert re.search(r"does not load .*invalid ELF header|does not load .*file too short", found.about)
     with pytest.raises(RuntimeError, match="does not load"):
@@ -83,18 +82,18 @@ def test_a_library_that_does_not_load_says_so(tmp_path: Path) -> None:
 
 
 def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = find_spec("cacophony.kernels._native_cpu")
-    if spec is None or spec.origin is None:
+    path = library_path("cpu")
+    if path is None:
         pytest.skip("the library for CPUs was not built: no C++ compiler")
-    assert load_library("cpu", spec.origin).handle is not None
+    assert load_library("cpu", path).handle is not None
     monkeypatch.setattr(native, "ABI_VERSION", 0)
-    found = load_library("cpu", spec.origin)
+    found = load_library("cpu", path)
     assert found.handle is None
     assert "version 1, expected 0" in found.about
 
 
 def test_a_library_that_was_not_built_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    monkeypatch.setattr(native, "library_path", lambda device_type: None)
     found = native_library.__wrapped__("cpu")
     assert found.handle is None
     assert "install a C++ compiler" in found.about
