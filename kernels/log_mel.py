@@ -67,8 +67,8 @@ def mel_matrix(dtype: torch.dtype = torch.float32, device: torch.device | str = 
 def log_mel_fwd(wave: Tensor, wave_offsets: Tensor, frame_offsets: Tensor, frames: int) -> Tensor:
     """Compute the ``frames`` of all clips in the native library of the device of ``wave``: float32 ``[frames, 128]``.
 
-    Both offsets are int64 ``[B + 1]`` on the host. On a CPU as many threads as torch has work; the same bits with any
-    number.
+    Both offsets are int64 ``[B + 1]`` on the host. A CPU's work is shared by as many threads as torch may use, and the
+    bits do not depend on their number.
     """
     out = torch.empty((frames, MEL_BANDS), dtype=torch.float32, device=wave.device)
     wave, integer, clips = wave.contiguous(), wave.dtype == torch.int16, len(wave_offsets) - 1

@@ -14,7 +14,11 @@
 #define CACOPHONY_UNROLL _Pragma("unroll")
 #else
 #define CACOPHONY_HD inline __attribute__((always_inline))
+#ifdef __clang__
+#define CACOPHONY_UNROLL _Pragma("unroll")
+#else
 #define CACOPHONY_UNROLL _Pragma("GCC unroll 16")
+#endif
 #endif
 
 namespace cacophony {

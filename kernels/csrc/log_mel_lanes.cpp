@@ -37,7 +37,7 @@ struct Elementary<Lanes> {
   }
 
   static CACOPHONY_HD Lanes where_finite(const Lanes& x, const Lanes& y) {
-    return x <= 3.402823466e38f && x >= -3.402823466e38f ? y : x;
+    return ((x <= 3.402823466e38f) & (x >= -3.402823466e38f)) ? y : x;
   }
 };
 

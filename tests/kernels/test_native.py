@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from cacophony.kernels import native
 from cacophony.kernels.native import library_path, load_library, native_library
 from cacophony.kernels.triton_runtime import HAS_TRITON
@@ -69,6 +70,17 @@ def test_the_cuda_kernel_spills_nothing() -> None:
         # Three blocks of 256 threads on an A100, four on an H100.
         assert int(registers) <= 64
         assert int(shared) <= 48 * 1024
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_library_for_gpus_loads_without_one_and_says_what_cuda_says() -> None:
+    path = library_path("cuda")
+    if path is None:
+        pytest.skip("the library for GPUs was not built: no nvcc")
+    functions = load_library("cuda", path).functions
+    error = functions.cacophony_log_mel_cuda(None, 0, None, None, 1, 1, None, 0, None)
+    assert error != 0
+    assert b"CUDA" in functions.cacophony_cuda_error(error)
 
 
 def test_a_library_that_does_not_load_says_so(tmp_path: Path) -> None:
