@@ -25,8 +25,8 @@ namespace cacophony {
 
 constexpr int kRootHalfBits = 0x3f3504f3;  // of sqrt(1/2) as a float
 
-// What is not an operator of T: `root` is the square root; `split` gives m and e of x = m 2^e, m in [sqrt(1/2), sqrt(2)),
-// for a normal x > 0; `where_finite` is y where x is finite, else x.
+// What is not an operator of T: `root` is the square root; `split` gives m and e of a normal x = m 2^e > 0, m in
+// [sqrt(1/2), sqrt(2)); `where_finite` is y where x is finite, else x.
 template <class T>
 struct Elementary;
 

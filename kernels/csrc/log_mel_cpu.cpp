@@ -36,6 +36,10 @@ const InstructionSet& instructions() {
   return chosen;
 }
 
+struct Chunk {
+  int64_t clip, first, frames;
+};
+
 struct Batch {
   const void* wave;
   bool is_int16;
@@ -43,17 +47,13 @@ struct Batch {
   const int64_t* frame_offsets;
   float* out;
 
-  void compute(int64_t clip, int64_t first, int64_t frames) const {
-    const int64_t begin = wave_offsets[clip];
+  void compute(const Chunk& chunk) const {
+    const int64_t begin = wave_offsets[chunk.clip];
     const void* samples = is_int16 ? static_cast<const void*>(static_cast<const int16_t*>(wave) + begin)
                                    : static_cast<const void*>(static_cast<const float*>(wave) + begin);
-    instructions().compute({samples, is_int16, wave_offsets[clip + 1] - begin}, first, frames,
-                           out + (frame_offsets[clip] + first) * kBands);
+    instructions().compute({samples, is_int16, wave_offsets[chunk.clip + 1] - begin}, chunk.first, chunk.frames,
+                           out + (frame_offsets[chunk.clip] + chunk.first) * kBands);
   }
-};
-
-struct Chunk {
-  int64_t clip, first, frames;
 };
 
 std::vector<Chunk> cut(const int64_t* frame_offsets, int64_t clips) {
@@ -81,7 +81,7 @@ void cacophony_log_mel_cpu(const void* wave, int is_int16, const int64_t* wave_o
   const std::vector<Chunk> chunks = cut(frame_offsets, clips);
   std::atomic<size_t> next{0};
   const auto work = [&] {
-    for (size_t i = next++; i < chunks.size(); i = next++) batch.compute(chunks[i].clip, chunks[i].first, chunks[i].frames);
+    for (size_t i = next++; i < chunks.size(); i = next++) batch.compute(chunks[i]);
   };
   std::vector<std::thread> helpers;
   const int64_t wanted = std::min<int64_t>(threads, frame_offsets[clips] / kChunkFrames);

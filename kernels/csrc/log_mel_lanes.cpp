@@ -1,7 +1,7 @@
 // Frames of one clip, one a lane. CACOPHONY_LANES and CACOPHONY_COMPUTE_FRAMES (the name of the function) come from
-// CMake with the instruction set. Nothing here may be shared with a file compiled for another one: a function the linker
-// takes from here for a baseline caller would end an older processor's process. So all but that function is local, and
-// no C++ header is included.
+// CMake with the instruction set. Nothing here may be shared with a file compiled for another one: a function that the
+// linker takes from here for a baseline caller would end an older processor's process. So all but that function is
+// local or inlined, and no header of the C++ library is included.
 #include "log_mel_lanes.h"
 
 #include "log_mel.h"
@@ -114,12 +114,16 @@ struct Hops {
   }
 };
 
-void write_rows(const float (&bands)[kBands][kLanes], int frames, float* out) {
+CACOPHONY_HD Four four_lanes(const Lanes& lanes, int first) {
+  return *(reinterpret_cast<const UnalignedFour*>(&lanes) + first / 4);
+}
+
+void write_rows(const Lanes (&bands)[kBands], int frames, float* out) {
   int lane = 0;
   for (; lane + 4 <= frames; lane += 4)
     for (int band = 0; band < kBands; band += 4) {
-      Four a = load(&bands[band][lane]), b = load(&bands[band + 1][lane]);
-      Four c = load(&bands[band + 2][lane]), d = load(&bands[band + 3][lane]);
+      Four a = four_lanes(bands[band], lane), b = four_lanes(bands[band + 1], lane);
+      Four c = four_lanes(bands[band + 2], lane), d = four_lanes(bands[band + 3], lane);
       transpose(a, b, c, d);
       float* to = out + lane * kBands + band;
       store(a, to), store(b, to + kBands), store(c, to + 2 * kBands), store(d, to + 3 * kBands);
@@ -130,14 +134,12 @@ void write_rows(const float (&bands)[kBands][kLanes], int frames, float* out) {
 
 void compute_lanes(const Hops& hops, int frames, float* out) {
   Scratch<Lanes> scratch;
-  alignas(64) float bands[kBands][kLanes];
+  Lanes bands[kBands];
   for (int t = 0; t < kRadix; ++t) transform_column<Lanes>(kTables, t, hops, scratch);
   for (int t = 0; t < kRadix; ++t) transform_row<Lanes>(t, scratch);
   for (int t = 0; t < kRadix; ++t) take_magnitudes<Lanes>(kTables, t, scratch);
-  for (int band = 0; band < kBands; ++band)
-    *reinterpret_cast<Lanes*>(bands[band]) = mel_band<Lanes>(kTables, band, scratch);
-  for (int band = 0; band < kBands; ++band)
-    *reinterpret_cast<Lanes*>(bands[band]) = scaled_log<Lanes>(*reinterpret_cast<Lanes*>(bands[band]));
+  for (int band = 0; band < kBands; ++band) bands[band] = mel_band<Lanes>(kTables, band, scratch);
+  for (int band = 0; band < kBands; ++band) bands[band] = scaled_log<Lanes>(bands[band]);
   write_rows(bands, frames, out);
 }
 

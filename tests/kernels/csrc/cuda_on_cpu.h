@@ -1,5 +1,5 @@
-// CUDA's words for a C++ compiler: the threads of a block are threads of the machine, and its barriers are real ones, so
-// that a sanitizer sees what a GPU would not say.
+// CUDA's words for a C++ compiler: the threads of a block are threads of the machine, and its barriers are real ones,
+// so that a sanitizer sees what a GPU would not say.
 #pragma once
 
 #include <pthread.h>

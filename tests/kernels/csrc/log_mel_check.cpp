@@ -2,12 +2,15 @@
 // reads or writes beside them is seen by a sanitizer. Prints the implementations it checked; returns 1 at an error.
 #include "cuda_on_cpu.h"
 
+#include <algorithm>
 #include <cmath>
 #include <complex>
 #include <cstdio>
 #include <memory>
 #include <random>
 #include <string>
+#include <type_traits>
+#include <utility>
 
 #include "log_mel_kernel.cuh"
 #include "log_mel_lanes.h"
@@ -119,7 +122,7 @@ bool check_all(const char* type) {
       cacophony_log_mel_cpu(batch.wave.data(), integer, batch.wave_offsets.data(), batch.frame_offsets.data(),
                             batch.clips(), threads, out);
     });
-  for (const unsigned tiles : {3u, 1u})  // of the grid: enough for the longest clip, and few, so that blocks take several
+  for (const unsigned tiles : {3u, 1u})  // of the grid: enough for the longest clip, and so few that a block takes more
     good &= check(std::string("cuda kernel ") + type, batch, [&](float* out) {
       run_grid({unsigned(batch.clips()), tiles}, kThreads, [&] {
         log_mel_kernel(batch.wave.data(), batch.wave_offsets.data(), batch.frame_offsets.data(), out);
