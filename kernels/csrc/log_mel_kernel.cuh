@@ -1,5 +1,5 @@
-// The kernel of log_mel: a block computes sixteen frames of one clip from their samples in shared memory. A C++ compiler
-// can read it too: tests/kernels/csrc runs it on a CPU, a thread for each of the GPU's.
+// The kernel of log_mel: a block computes sixteen frames of one clip from their samples in shared memory. A C++
+// compiler can read it too: tests/kernels/csrc runs it on a CPU, a thread for each of the GPU's.
 #pragma once
 
 #include <stdint.h>
