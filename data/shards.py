@@ -9,6 +9,7 @@ SHA-256 of every clip's two members, in order: it depends on the clips, not on h
 import json
 import os
 import re
+import tarfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -26,11 +27,16 @@ FORMAT = "cacophony-shards"
 VERSION = 1
 INDEX_NAME = "index.json"
 SIZES_NAME = "sizes.json"
+MAX_RECORD_BYTES = 1 << 20
+"""Size of a json member: what packing takes in stays below it."""
+MAX_FLAC_BYTES = 1 << 28
+"""Size of a flac member: an hour, not compressed at all, has half of it."""
 
 _SHARD_NAME = re.compile(r"shard-[0-9]{6,9}\.tar", re.ASCII)
 _COUNTS = ("clips", "captions", "synthetic_captions", "captioned_clips")
 _MAX_OPEN = 256
 _MAX_WORD = 100
+_BLOCK = tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +85,14 @@ class Shards:
     def open(cls, path: str | os.PathLike[str]) -> "Shards":
         """Open a directory that `cacophony pack` wrote.
 
-        Raises `InputError` when it is none, is of another version, or a shard is missing or of the wrong size.
+        Raises `InputError` when it is none, is of another version, a shard is missing, half written or not in the
+        index, or an `.idx` cannot be the one of its tar.
         """
         folder = Path(path)
-        return cls(folder, _read_index(folder))
+        index = read_index(folder)
+        for name in stray_files(folder, index):
+            raise InputError(f"{folder / name}: not in {INDEX_NAME}; remove it, or pack or merge again")
+        return cls(folder, index)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -128,6 +138,10 @@ class Shards:
         except AudioError as error:
             self._damaged(i, "flac", error.reason)
 
+    def members(self, i: int) -> tuple[bytes, bytes]:
+        """The bytes of the flac and of the json member of clip `i`; raises as `read` does."""
+        return self._member(i, flac=True), self._member(i, flac=False)
+
     def captions(self) -> Iterator[str]:
         """Every caption, clip by clip, those that people wrote before the synthetic ones."""
         for i in range(len(self)):
@@ -143,14 +157,17 @@ class Shards:
         try:
             fd = self._descriptor(shard)
             try:
-                data = os.pread(fd, size, offset)
+                data = os.pread(fd, _BLOCK + size, offset - _BLOCK)
             finally:
                 os.close(fd)
         except OSError as error:
             raise InputError(f"{self._tars[shard]}: {error.strerror}; pack again") from error
-        if len(data) != size:
-            self._damaged(i, "flac" if flac else "json", f"{len(data)} of {size} bytes are there")
-        return data
+        extension = "flac" if flac else "json"
+        if len(data) != _BLOCK + size:
+            self._damaged(i, extension, f"{max(0, len(data) - _BLOCK)} of {size} bytes are there")
+        if not _is_header(data[:_BLOCK], self._keys[i] + b"." + extension.encode(), size):
+            self._damaged(i, extension, "the tar has another member there than the idx says")
+        return data[_BLOCK:]
 
     def _descriptor(self, shard: int) -> int:
         """A duplicate that the caller closes: the original may be closed by another thread meanwhile."""
@@ -170,7 +187,19 @@ class Shards:
         raise InputError(f"{name} is damaged ({reason}); pack again")
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
+def stray_files(folder: Path, index: dict[str, Any]) -> list[str]:
+    """Shards, indices and half-written files that lie in `folder` and are not in its index, sorted."""
+    known = {shard["name"] for shard in index["shards"]}
+    known |= {f"{Path(name).stem}.idx" for name in known} | {INDEX_NAME, SIZES_NAME}
+    found = (path.name for path in folder.iterdir() if path.suffix in (".tar", ".idx", ".tmp"))
+    return sorted(name for name in found if name not in known)
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """What `index.json` holds, in the form that `Shards` relies on.
+
+    Raises `InputError` when `folder` is no packed directory, is of another version, or the index is malformed.
+    """
     path = folder / INDEX_NAME
     try:
         index = json.loads(path.read_bytes())
@@ -203,9 +232,21 @@ def _index_problem(index: dict[str, Any]) -> str:
             return "a shard has no name such as shard-000000.tar"
         if any(not isinstance(shard.get(name), int) or shard[name] < 1 for name in ("clips", "bytes")):
             return f"{shard['name']} has no clips or bytes"
+    if len({shard["name"] for shard in shards}) != len(shards):
+        return "a shard occurs twice"
     if sum(shard["clips"] for shard in shards) != index["clips"]:
         return "clips is not the sum over the shards"
     return ""
+
+
+def _is_header(block: bytes, name: bytes, size: int) -> bool:
+    """Whether a tar header is the one of a regular file of this name and size, as `shard_writer` writes it."""
+    return (
+        block[: len(name) + 1] == name + b"\0"
+        and block[124:136] == b"%011o\0" % size
+        and block[156:157] == tarfile.REGTYPE
+        and block[257:263] == b"ustar\0"
+    )
 
 
 def _read_idx(tar: Path, shard: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -233,10 +274,19 @@ def _read_idx(tar: Path, shard: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]
     )
     try:
         spans = np.array([list(map(int, columns[at])) for at in (1, 2, 5, 6)], np.int64).T
-        # First each number alone, so that the sum cannot overflow.
-        inside = ((spans >= 0) & (spans <= tar_bytes)).all() and (spans[:, ::2] + spans[:, 1::2] <= tar_bytes).all()
     except (ValueError, OverflowError):
-        spans, inside = np.zeros((0, 4), np.int64), False
-    if not (named and inside):
-        raise InputError(f"{idx}: a member is misnamed or outside the tar; copy the shard again, or pack again")
+        spans = np.zeros((0, 4), np.int64)
+    if not (named and _tiles(spans, tar_bytes)):
+        raise InputError(f"{idx}: not the index of its tar; copy the shard again, or pack again")
     return np.array(keys), spans
+
+
+def _tiles(spans: np.ndarray, tar_bytes: int) -> bool:
+    """Whether members of these sizes, header and padding each, lie where the spans say and fill a tar of that size."""
+    sizes = spans[:, 1::2]
+    if not len(sizes) or (sizes < 1).any() or (sizes > (MAX_FLAC_BYTES, MAX_RECORD_BYTES)).any():
+        return False
+    ends = np.cumsum(_BLOCK + -(-sizes.ravel() // _BLOCK) * _BLOCK)
+    starts = np.concatenate([[0], ends[:-1]]) + _BLOCK
+    end = int(ends[-1]) + 2 * _BLOCK
+    return bool((starts == spans[:, ::2].ravel()).all()) and end + -end % tarfile.RECORDSIZE == tar_bytes
