@@ -32,7 +32,7 @@ from .engine.convert_command import convert_command
 from .engine.demo import demo_command
 from .engine.flags import command
 from .engine.parity_command import parity_command
-from .engine.shard_stats_command import shard_stats_command
+from .engine.shards_stats_command import shards_stats_command
 from .errors import InputError, RunError
 
 Command = Callable[[Sequence[str]], int]
@@ -46,7 +46,7 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "shards check": ("decode and verify packed shards", command(check_command, "cacophony shards check")),
     "shards stats": (
         "hours, lengths and tokens of packed shards",
-        command(shard_stats_command, "cacophony shards stats"),
+        command(shards_stats_command, "cacophony shards stats"),
     ),
     "shards merge": ("join packed directories into one", command(merge_command, "cacophony shards merge")),
     "train mae": ("stage 1: the audio masked autoencoder", lambda argv: train_command("mae", argv)),

@@ -31,7 +31,7 @@ def pack_command(
     Args:
         audio_dir: Folder with audio, searched recursively.
         out: Directory to write; must not exist or be empty.
-        captions: csv with the columns file (relative to AUDIO_DIR), caption and, optionally, synthetic; or a json.
+        captions: csv with file (relative to AUDIO_DIR), caption and, optionally, synthetic; or a WavCaps-style json.
         layout: Where captions are: csv, a json beside each audio file or in its tar (laion), one json list (wavcaps).
         strict: Make the first defect in the corpus an error instead of skipping the clip.
         workers: Processes that decode and resample; one per core by default.

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from ..errors import InputError
-from .audio import AUDIO_SUFFIXES
+from .audio import AUDIO_SUFFIXES, NOT_OPENED
 from .captions import MAX_CLIP_CHARACTERS, CaptionRow, is_utf8, leaves_folder, usable_captions
 from .sidecar import NO_SIDECAR
-from .tar_members import members
+from .tar_members import Member, members
 
 MISSING_FILE = "caption for a missing file"
 NO_CAPTION = "file without caption"
@@ -110,10 +110,7 @@ def candidates_of_table(audio_dir: Path, on_disk: set[str], table: Table | None)
 
 
 def candidates_with_sidecars(audio_dir: Path, on_disk: set[str]) -> list[Candidate]:
-    """Every audio file with the json beside it, and every audio member of a tar with the json in it, sorted by name.
-
-    Raises `InputError` when a tar cannot be read.
-    """
+    """Every audio file with the json beside it, and every audio member of a tar with the json in it, sorted by name."""
     found = [_beside(audio_dir, name, sidecar_name(name) in on_disk) for name in on_disk if is_audio(name)]
     for name in on_disk:
         if name.lower().endswith(".tar"):
@@ -160,9 +157,9 @@ def _of_tar(audio_dir: Path, tar_name: str) -> list[Candidate]:
     path = os.path.join(audio_dir, tar_name)
     stamp = _stamp(path)
     try:
-        found = list(members(path))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; make it readable or move it away") from error
+        found = list(members(path)) if os.path.isfile(path) else [Member("", 0, 0, NOT_OPENED)]
+    except OSError:
+        found = [Member("", 0, 0, NOT_OPENED)]
     sidecars = {member.name: member for member in found if member.name.endswith(".json") and not member.problem}
     candidates = []
     for member in found:

@@ -1,5 +1,6 @@
 """The work on one piece of audio that packing gives to its processes: decode, resample, encode, read its captions."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -56,6 +57,8 @@ def _decode(name: str, audio: tuple[str, int, int], scratch: str) -> np.ndarray[
 def _blocks(path: str, offset: int, size: int, limit: int) -> Iterator[bytes]:
     """The bytes of a file, or of a part of it, at most `limit`; raises `AudioError` where they cannot be read."""
     left = limit if size < 0 else min(size, limit)
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise AudioError(path, NOT_OPENED)
     try:
         with open(path, "rb") as file:
             file.seek(offset)

@@ -26,9 +26,9 @@ from .encode import MAX_SECONDS, MIN_SECONDS
 from .layouts import Layout, Listing, list_corpus
 from .pack_report import KEPT, SKIPPED, WARNING, PackReport, ReportRow, write_report
 from .progress import progress_bar
-from .shard_index import ShardIndex, ShardTotals, refuse_full, shard_entry, shard_name
 from .shard_writer import ShardWriter, write_atomically
 from .shards import VERSION
+from .shards_index import ShardIndex, ShardTotals, refuse_full, shard_entry, shard_name
 from .workers import Answer, Workers
 
 CRASHED = "the decoder crashes on it"

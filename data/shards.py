@@ -276,7 +276,7 @@ def _read_idx(tar: Path, shard: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]
         spans = np.array([list(map(int, columns[at])) for at in (1, 2, 5, 6)], np.int64).T
     except (ValueError, OverflowError):
         spans = np.zeros((0, 4), np.int64)
-    if not (named and _tiles(spans, tar_bytes)):
+    if not (named and _tiles(spans, tar_bytes) and _ends_at(tar, int(spans[-1, 2:].sum()))):
         raise InputError(f"{idx}: not the index of its tar; copy the shard again, or pack again")
     return np.array(keys), spans
 
@@ -290,3 +290,10 @@ def _tiles(spans: np.ndarray, tar_bytes: int) -> bool:
     starts = np.concatenate([[0], ends[:-1]]) + _BLOCK
     end = int(ends[-1]) + 2 * _BLOCK
     return bool((starts == spans[:, ::2].ravel()).all()) and end + -end % tarfile.RECORDSIZE == tar_bytes
+
+
+def _ends_at(tar: Path, data_end: int) -> bool:
+    """Whether nothing but zeros follows a tar's last member."""
+    with tar.open("rb") as file:
+        file.seek(data_end)
+        return not any(file.read(tarfile.RECORDSIZE + 2 * _BLOCK))

@@ -12,9 +12,9 @@ from ..errors import InputError
 from ..json_file import read_json
 from .audio import SAMPLE_RATE
 from .progress import progress_bar
-from .shard_check import DIGESTS
-from .shard_index import ShardIndex, ShardTotals
 from .shards import INDEX_NAME, SIZES_NAME, read_index, stray_files
+from .shards_index import ShardIndex, ShardTotals
+from .tar_check import DIGESTS
 from .workers import Workers
 
 CRASHED = "the decoder crashes on it"
@@ -59,7 +59,7 @@ class ShardsReport:
         for name, counts in sorted(self.sources.items()):
             lines.append(f"{name:{width}} {_cells(counts, wrong[name])}")
         total = {kind: sum(counts[kind] for counts in self.sources.values()) for kind in _COUNTS}
-        lines.append(f"{'':{width}} {_cells(total, len(self.problems))}")
+        lines.append(f"{'(all)':{width}} {_cells(total, len(self.problems))}")
         copies = sum(len(group) - 1 for group in self.duplicates)
         lines.append(f"{copies} clips are copies of another (equal samples)" if copies else "no duplicates")
         lines += [f"  {' = '.join(group[:4])}{' = …' * (len(group) > 4)}" for group in self.duplicates[:_MOST_SHOWN]]

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from ..errors import InputError
 from .pack_report import REPORT_NAME, ReportRow, read_report, write_report
 from .progress import progress_bar
-from .shard_index import ShardIndex, ShardTotals, refuse_full, shard_entry, shard_name
 from .shard_writer import ShardWriter, sha256_of
 from .shards import Shards, read_index
+from .shards_index import ShardIndex, ShardTotals, refuse_full, shard_entry, shard_name
 
 
 class _Member(NamedTuple):

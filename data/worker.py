@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from .encode import encode
-from .shard_check import check_shard
+from .tar_check import check_shard
 
 _TASKS: dict[str, Callable[..., tuple[dict[str, Any], bytes]]] = {"check": check_shard, "encode": encode}
 

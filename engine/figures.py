@@ -24,6 +24,7 @@ _COLOURS = (
 )  # fmt: skip
 _LEARNING_RATE = "learning_rate"
 _MAX_PAIR_LINES = 60
+_MAX_TOKEN_BINS = 100
 _FRAME_S = 0.01
 _MEL_BANDS = 128
 _TICKS_KHZ = (0.5, 1, 2, 4, 6)
@@ -234,9 +235,10 @@ def corpus_histograms(path: str | Path, seconds: NDArray[np.floating], tokens: N
     panels[0].xaxis.set_minor_formatter(NullFormatter())
     panels[0].set(xlabel="seconds", ylabel="clips")
     hours = np.sum(seconds, dtype=np.float64) / 3600
-    titles = [f"{len(seconds)} clips, {hours:.1f} h, median {np.median(seconds):.1f} s"]
+    titles = [f"{len(seconds)} clips, {hours:.2f} h, median {np.median(seconds):.1f} s"]
     if len(tokens):
-        panels[1].hist(tokens, np.arange(0.5, tokens.max() + 1), color=_COLOURS[1])
+        width = -(-int(tokens.max()) // _MAX_TOKEN_BINS)
+        panels[1].hist(tokens, np.arange(0.5, tokens.max() + width, width), color=_COLOURS[1])
         panels[1].set(xlabel="tokens, <s> and </s> included", ylabel="captions")
         titles.append(f"{len(tokens)} captions, {tokens.mean():.1f} tokens on average")
     for axes, title in zip(panels, titles, strict=True):

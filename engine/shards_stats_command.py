@@ -4,8 +4,8 @@ from pathlib import Path
 
 import tyro
 
-from ..data.shard_stats import shard_stats
 from ..data.shards import Shards
+from ..data.shards_stats import shards_stats
 from ..data.tokens import resolve_tokenizer
 from ..json_file import check_writable, write_json
 from .figures import corpus_histograms
@@ -13,7 +13,7 @@ from .figures import corpus_histograms
 _VOCABULARY = 50_265
 
 
-def shard_stats_command(
+def shards_stats_command(
     folder: tyro.conf.Positional[Path],
     /,
     *,
@@ -36,7 +36,7 @@ def shard_stats_command(
         chosen, how = None, "tokenizer: none, there are no captions."
         if any(True for _ in shards.captions()):
             chosen, how = resolve_tokenizer(tokenizer, shards.captions(), _VOCABULARY)
-        stats = shard_stats(shards, chosen)
+        stats = shards_stats(shards, chosen)
     if json is not None:
         write_json(json, {"folder": str(folder), "tokenizer": how} | stats.content())
     if png is not None:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .shard_check import source_of
 from .shards import Shards
+from .tar_check import source_of
 from .tokens import CaptionTokenizer
 
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -17,7 +17,7 @@ _WHOLE = 1 << 20  # tokens: longer than any caption that can be packed
 
 
 @dataclass(frozen=True)
-class ShardStats:
+class ShardsStats:
     """Numbers of a packed directory."""
 
     seconds: NDArray[np.float64]
@@ -63,7 +63,7 @@ class ShardStats:
         return lines
 
 
-def shard_stats(shards: Shards, tokenizer: CaptionTokenizer | None) -> ShardStats:
+def shards_stats(shards: Shards, tokenizer: CaptionTokenizer | None) -> ShardsStats:
     """Read every record; `tokenizer` may be None where no clip has a caption.
 
     Raises `InputError` naming shard and key when a record is damaged.
@@ -94,7 +94,7 @@ def shard_stats(shards: Shards, tokenizer: CaptionTokenizer | None) -> ShardStat
     count_tokens(True)
     captions = sum(map(len, tokens[False]))
     every = np.concatenate([np.zeros(0, np.int32), *tokens[False], *tokens[True]])
-    return ShardStats(seconds, every, captions, dict(per_clip), sources)
+    return ShardsStats(seconds, every, captions, dict(per_clip), sources)
 
 
 def _percentiles(values: NDArray[Any]) -> dict[str, float]:
