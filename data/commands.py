@@ -70,7 +70,7 @@ def check_command(
     print("\n".join(report.lines()))
     if report.problems:
         raise InputError(
-            f"{folder}: {len(report.problems)} problems in {report.shards} shards; copy those again, or pack again"
+            f"{folder}: {len(report.problems)} problem(s) in {report.shards} shards; copy those again, or pack again"
         )
     return 0
 

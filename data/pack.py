@@ -27,7 +27,7 @@ from .layouts import Layout, Listing, list_corpus
 from .pack_report import KEPT, SKIPPED, WARNING, PackReport, ReportRow, write_report
 from .progress import progress_bar
 from .shard_writer import ShardWriter, write_atomically
-from .shards import VERSION
+from .shards_files import VERSION
 from .shards_index import ShardIndex, ShardTotals, refuse_full, shard_entry, shard_name
 from .workers import Answer, Workers
 

@@ -8,8 +8,6 @@ SHA-256 of every clip's two members, in order: it depends on the clips, not on h
 
 import json
 import os
-import re
-import tarfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -22,21 +20,9 @@ import numpy as np
 
 from ..errors import InputError
 from .audio import SAMPLE_RATE, AudioError, decode_flac_int16
+from .shards_files import BLOCK, INDEX_NAME, is_header, read_idx, read_index, stray_files
 
-FORMAT = "cacophony-shards"
-VERSION = 1
-INDEX_NAME = "index.json"
-SIZES_NAME = "sizes.json"
-MAX_RECORD_BYTES = 1 << 20
-"""Size of a json member: what packing takes in stays below it."""
-MAX_FLAC_BYTES = 1 << 28
-"""Size of a flac member: an hour, not compressed at all, has half of it."""
-
-_SHARD_NAME = re.compile(r"shard-[0-9]{6,9}\.tar", re.ASCII)
-_COUNTS = ("clips", "captions", "synthetic_captions", "captioned_clips")
 _MAX_OPEN = 256
-_MAX_WORD = 100
-_BLOCK = tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +60,7 @@ class Shards:
         self.has_captions: bool = 0 < index["clips"] == index["captioned_clips"]
         """Whether every clip has at least one caption of either kind."""
         self._tars = [path / shard["name"] for shard in index["shards"]]
-        tables = [_read_idx(tar, shard) for tar, shard in zip(self._tars, index["shards"], strict=True)]
+        tables = [read_idx(tar, shard) for tar, shard in zip(self._tars, index["shards"], strict=True)]
         self._first_clip = np.cumsum([0, *(len(keys) for keys, _ in tables)])
         self._keys = np.concatenate([keys for keys, _ in tables])
         self._spans = np.concatenate([spans for _, spans in tables])
@@ -157,17 +143,17 @@ class Shards:
         try:
             fd = self._descriptor(shard)
             try:
-                data = os.pread(fd, _BLOCK + size, offset - _BLOCK)
+                data = os.pread(fd, BLOCK + size, offset - BLOCK)
             finally:
                 os.close(fd)
         except OSError as error:
             raise InputError(f"{self._tars[shard]}: {error.strerror}; pack again") from error
         extension = "flac" if flac else "json"
-        if len(data) != _BLOCK + size:
-            self._damaged(i, extension, f"{max(0, len(data) - _BLOCK)} of {size} bytes are there")
-        if not _is_header(data[:_BLOCK], self._keys[i] + b"." + extension.encode(), size):
+        if len(data) != BLOCK + size:
+            self._damaged(i, extension, f"{max(0, len(data) - BLOCK)} of {size} bytes are there")
+        if not is_header(data[:BLOCK], self._keys[i] + b"." + extension.encode(), size):
             self._damaged(i, extension, "the tar has another member there than the idx says")
-        return data[_BLOCK:]
+        return data[BLOCK:]
 
     def _descriptor(self, shard: int) -> int:
         """A duplicate that the caller closes: the original may be closed by another thread meanwhile."""
@@ -185,115 +171,3 @@ class Shards:
     def _damaged(self, i: int, extension: str, reason: str) -> NoReturn:
         name = f"{self._tars[self._shard_of(i)]}: member {self._keys[i].decode()}.{extension}"
         raise InputError(f"{name} is damaged ({reason}); pack again")
-
-
-def stray_files(folder: Path, index: dict[str, Any]) -> list[str]:
-    """Shards, indices and half-written files that lie in `folder` and are not in its index, sorted."""
-    known = {shard["name"] for shard in index["shards"]}
-    known |= {f"{Path(name).stem}.idx" for name in known} | {INDEX_NAME, SIZES_NAME}
-    found = (path.name for path in folder.iterdir() if path.suffix in (".tar", ".idx", ".tmp"))
-    return sorted(name for name in found if name not in known)
-
-
-def read_index(folder: Path) -> dict[str, Any]:
-    """What `index.json` holds, in the form that `Shards` relies on.
-
-    Raises `InputError` when `folder` is no packed directory, is of another version, or the index is malformed.
-    """
-    path = folder / INDEX_NAME
-    try:
-        index = json.loads(path.read_bytes())
-        if not isinstance(index, dict) or index.get("format") != FORMAT:
-            raise ValueError(f"format is not {FORMAT}")
-    except OSError as error:
-        raise InputError(f"{folder}: not a packed directory (no readable {INDEX_NAME}); run cacophony pack") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not the index of a packed directory ({error}); run cacophony pack") from error
-    if index.get("version") != VERSION:
-        raise InputError(
-            f"{path}: version is {index.get('version')!r}; expected {VERSION}: pack again with this release"
-        )
-    problem = _index_problem(index)
-    if problem:
-        raise InputError(f"{path}: {problem}; pack again")
-    return index
-
-
-def _index_problem(index: dict[str, Any]) -> str:
-    if index.get("sample_rate") != SAMPLE_RATE:
-        return f"sample_rate is {index.get('sample_rate')!r}, expected {SAMPLE_RATE}"
-    if not isinstance(index.get("fingerprint"), str) or not isinstance(index.get("seconds"), int | float):
-        return "fingerprint or seconds is missing"
-    shards = index.get("shards")
-    if any(not isinstance(index.get(name), int) for name in _COUNTS) or not isinstance(shards, list) or not shards:
-        return f"{', '.join(_COUNTS)} or shards is missing"
-    for shard in shards:
-        if not isinstance(shard, dict) or not _SHARD_NAME.fullmatch(str(shard.get("name"))):
-            return "a shard has no name such as shard-000000.tar"
-        if any(not isinstance(shard.get(name), int) or shard[name] < 1 for name in ("clips", "bytes")):
-            return f"{shard['name']} has no clips or bytes"
-    if len({shard["name"] for shard in shards}) != len(shards):
-        return "a shard occurs twice"
-    if sum(shard["clips"] for shard in shards) != index["clips"]:
-        return "clips is not the sum over the shards"
-    return ""
-
-
-def _is_header(block: bytes, name: bytes, size: int) -> bool:
-    """Whether a tar header is the one of a regular file of this name and size, as `shard_writer` writes it."""
-    return (
-        block[: len(name) + 1] == name + b"\0"
-        and block[124:136] == b"%011o\0" % size
-        and block[156:157] == tarfile.REGTYPE
-        and block[257:263] == b"ustar\0"
-    )
-
-
-def _read_idx(tar: Path, shard: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Keys, bytes `[N]`, and (flac offset, flac size, json offset, json size), int64 `[N, 4]`, of one shard."""
-    idx = tar.with_suffix(".idx")
-    try:
-        tar_bytes = tar.stat().st_size
-        words = idx.read_bytes().split()
-    except OSError as error:
-        raise InputError(f"{error.filename}: {error.strerror}; copy the shard again, or pack again") from error
-    if tar_bytes != shard["bytes"]:
-        raise InputError(f"{tar}: {tar_bytes} bytes, expected {shard['bytes']}; copy the shard again, or pack again")
-    clips = shard["clips"]
-    header = [b"v1.2", str(clips).encode()]
-    if len(words) != 2 + 8 * clips or words[:2] != header or max(map(len, words)) > _MAX_WORD:
-        raise InputError(f"{idx}: not an index of {clips} clips; copy the shard again, or pack again")
-    columns = [words[at::8] for at in range(2, 10)]
-    keys = [name.removesuffix(b".flac") for name in columns[3]]
-    named = (
-        all(map(bytes.isalnum, keys))
-        and columns[0] == [b"flac"] * clips
-        and columns[3] == [key + b".flac" for key in keys]
-        and columns[4] == [b"json"] * clips
-        and columns[7] == [key + b".json" for key in keys]
-    )
-    try:
-        spans = np.array([list(map(int, columns[at])) for at in (1, 2, 5, 6)], np.int64).T
-    except (ValueError, OverflowError):
-        spans = np.zeros((0, 4), np.int64)
-    if not (named and _tiles(spans, tar_bytes) and _ends_at(tar, int(spans[-1, 2:].sum()))):
-        raise InputError(f"{idx}: not the index of its tar; copy the shard again, or pack again")
-    return np.array(keys), spans
-
-
-def _tiles(spans: np.ndarray, tar_bytes: int) -> bool:
-    """Whether members of these sizes, header and padding each, lie where the spans say and fill a tar of that size."""
-    sizes = spans[:, 1::2]
-    if not len(sizes) or (sizes < 1).any() or (sizes > (MAX_FLAC_BYTES, MAX_RECORD_BYTES)).any():
-        return False
-    ends = np.cumsum(_BLOCK + -(-sizes.ravel() // _BLOCK) * _BLOCK)
-    starts = np.concatenate([[0], ends[:-1]]) + _BLOCK
-    end = int(ends[-1]) + 2 * _BLOCK
-    return bool((starts == spans[:, ::2].ravel()).all()) and end + -end % tarfile.RECORDSIZE == tar_bytes
-
-
-def _ends_at(tar: Path, data_end: int) -> bool:
-    """Whether nothing but zeros follows a tar's last member."""
-    with tar.open("rb") as file:
-        file.seek(data_end)
-        return not any(file.read(tarfile.RECORDSIZE + 2 * _BLOCK))

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..json_file import read_json
 from .audio import SAMPLE_RATE
 from .progress import progress_bar
-from .shards import INDEX_NAME, SIZES_NAME, read_index, stray_files
+from .shards_files import INDEX_NAME, SIZES_NAME, read_index, stray_files
 from .shards_index import ShardIndex, ShardTotals
 from .tar_check import DIGESTS
 from .workers import Workers

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InputError
 from .audio import SAMPLE_RATE
 from .shard_writer import write_atomically
-from .shards import FORMAT, INDEX_NAME, SIZES_NAME, VERSION
+from .shards_files import FORMAT, INDEX_NAME, SIZES_NAME, VERSION
 
 
 @dataclass

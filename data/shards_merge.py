@@ -11,7 +11,8 @@ from ..errors import InputError
 from .pack_report import REPORT_NAME, ReportRow, read_report, write_report
 from .progress import progress_bar
 from .shard_writer import ShardWriter, sha256_of
-from .shards import Shards, read_index
+from .shards import Shards
+from .shards_files import read_index
 from .shards_index import ShardIndex, ShardTotals, refuse_full, shard_entry, shard_name
 
 

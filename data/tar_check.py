@@ -14,7 +14,7 @@ from typing import Any
 from .audio import SAMPLE_RATE, AudioError, decode_flac_int16
 from .captions import usable_captions
 from .shard_writer import sha256_of
-from .shards import MAX_FLAC_BYTES, MAX_RECORD_BYTES
+from .shards_files import MAX_FLAC_BYTES, MAX_RECORD_BYTES
 from .tar_members import Member, members
 
 DIGESTS = struct.Struct("32s16s")

@@ -15,11 +15,13 @@ from .captions import leaves_folder
 
 NOT_REGULAR = "tar member that is a link or another special file"
 ESCAPES = "tar member whose path leaves the folder"
+LONG_NAME = "tar member whose name is over 4096 characters"
 TWICE = "tar member whose name occurs twice"
 DAMAGED = "damaged tar: what follows cannot be read"
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_LONG_HEADER = 1 << 20
+_MAX_NAME = 4_096
 _PAX_RECORD = re.compile(rb"[0-9]+ (path|size)=([^\n]*)\n")
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
 _LONG = (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -29,7 +31,7 @@ class Member(NamedTuple):
     """A member of a tar, or the place where the tar cannot be read further."""
 
     name: str
-    """As written."""
+    """As written, as far as 4096 characters."""
     offset: int
     """Where the data begin, in bytes."""
     size: int
@@ -49,12 +51,14 @@ def members(path: str | os.PathLike[str]) -> Iterator[Member]:
             problem = member.problem
             if not problem and not is_regular:
                 problem = NOT_REGULAR
+            elif not problem and len(member.name) > _MAX_NAME:
+                problem = LONG_NAME
             elif not problem and leaves_folder(member.name):
                 problem = ESCAPES
             elif not problem and member.name in seen:
                 problem = TWICE
             seen.add(member.name)
-            yield member._replace(problem=problem)
+            yield member._replace(name=member.name[:_MAX_NAME], problem=problem)
 
 
 def _walk(file: BinaryIO) -> Iterator[tuple[Member, bool]]:

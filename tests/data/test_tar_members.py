@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cacophony.data.tar_members import DAMAGED, ESCAPES, NOT_REGULAR, TWICE, members
+from cacophony.data.tar_members import DAMAGED, ESCAPES, LONG_NAME, NOT_REGULAR, TWICE, members
 
 
 def write(path: Path, entries: list[tuple[str, bytes, dict[str, Any]]], form: int = tarfile.USTAR_FORMAT) -> Path:
@@ -55,6 +55,13 @@ def test_hostile_members_are_named_and_the_others_stay(
         (name, problem),
         ("last.wav", ""),
     ]
+
+
+def test_a_name_of_a_megabyte_is_not_taken(tmp_path: Path) -> None:
+    entries = [("x" * 1_000_000, b"1", {}), ("a.wav", b"2", {})]
+    first, last = members(write(tmp_path / "a.tar", entries, tarfile.PAX_FORMAT))
+    assert (first.name, first.problem) == ("x" * 4_096, LONG_NAME)
+    assert (last.name, last.problem) == ("a.wav", "")
 
 
 def test_damage_ends_the_list_and_is_said(tmp_path: Path) -> None:
