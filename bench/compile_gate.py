@@ -1,8 +1,8 @@
 """Compile every Triton kernel as it is launched at the paper's shapes, for GPUs this machine need not have.
 
 The ops of every SPEC run forward and backward on ``meta`` tensors; what they would launch is recorded and compiled
-ahead of time. The gate fails on a spilled register, on more shared memory than there is, and on a matrix kernel that
-does not use the tensor cores.
+ahead of time. The gate fails on a spilled register, on more shared memory than there is, on a matrix kernel that does
+not use the tensor cores, and on tensor descriptors that are not read by the TMA unit.
 """
 
 import re
@@ -42,6 +42,7 @@ _TYPES = {
     torch.bool: "i1",
 }
 _TENSOR_CORE_INSTRUCTIONS = ("tcgen05.mma", "wgmma.mma_async", "mma.sync")
+_TMA_INSTRUCTION = "cp.async.bulk.tensor"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class PaperLaunch:
     spec: Spec
     case: Case
     launch: Launch
+    place: tuple[int, int] = (0, 0)
+    """Which case of all, and which of its launches."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class CompiledKernel:
     tensor_core_instruction: str
     declared: bool
     """Whether the SPEC says ``tensor_cores``."""
+    idle_descriptors: bool
+    """Whether it is given tensor descriptors and has no instruction of the TMA unit."""
 
     @property
     def problems(self) -> list[str]:
@@ -84,6 +89,8 @@ class CompiledKernel:
             found.append(f"{name} multiplies matrices without the tensor cores")
         if self.multiplies_matrices and not self.declared:
             found.append(f"{name} multiplies matrices, and its SPEC does not say tensor_cores=True")
+        if self.idle_descriptors:
+            found.append(f"{name} takes tensor descriptors and reads them without the TMA unit")
         return found
 
 
@@ -109,18 +116,22 @@ def compile_kernels(architectures: Sequence[int]) -> list[CompiledKernel]:
             raise InputError(f"architecture {architecture} is unknown to the compile gate; expected some of {known}")
     if INTERPRETING:
         raise InputError("TRITON_INTERPRET=1 is set, and the interpreter compiles nothing; unset it")
-    jobs = [(launch, architecture) for launch in paper_launches() for architecture in architectures]
+    jobs = [(paper, architecture) for architecture in architectures for paper in paper_launches(architecture)]
+    jobs.sort(key=lambda job: job[0].place)
     with ThreadPoolExecutor() as pool:
         return list(pool.map(lambda job: compile_launch(*job), jobs))
 
 
-def paper_launches() -> list[PaperLaunch]:
-    """Return the distinct launches of all fused ops' paper-shaped cases in bfloat16, each where it is first made."""
+def paper_launches(architecture: int) -> list[PaperLaunch]:
+    """Return the distinct launches of all fused ops' paper-shaped cases in bfloat16, each where it is first made.
+
+    Of an op's variants, too; what is launched can depend on the GPU's ``architecture``.
+    """
     distinct: dict[Any, PaperLaunch] = {}
-    for spec, case in _fused_paper_cases():
-        for launch in _launches(spec, case):
+    for number, (spec, case) in enumerate(_fused_paper_cases()):
+        for turn, launch in enumerate(_launches(spec, case, architecture)):
             key = (id(launch.kernel), str(_specialisation(launch)), str(sorted(launch.options.items())))
-            distinct.setdefault(key, PaperLaunch(spec, case, launch))
+            distinct.setdefault(key, PaperLaunch(spec, case, launch, (number, turn)))
     return list(distinct.values())
 
 
@@ -138,6 +149,9 @@ def compile_launch(paper: PaperLaunch, architecture: int) -> CompiledKernel:
         options={name: value for name, value in options.items() if name not in parameters},
     )
     registers, spilled = _resources(compiled.asm["cubin"])
+    described = any(
+        _type(argument).startswith("tensordesc") for argument in paper.launch.arguments if argument is not None
+    )
     found = [name for name in _TENSOR_CORE_INSTRUCTIONS if name in compiled.asm["ptx"]]
     return CompiledKernel(
         op=paper.spec.name,
@@ -151,6 +165,7 @@ def compile_launch(paper: PaperLaunch, architecture: int) -> CompiledKernel:
         multiplies_matrices="tt.dot" in compiled.asm["ttir"],
         tensor_core_instruction=found[0] if found else "",
         declared=paper.spec.tensor_cores,
+        idle_descriptors=described and _TMA_INSTRUCTION not in compiled.asm["ptx"],
     )
 
 
@@ -177,11 +192,12 @@ def _fused_paper_cases() -> Iterator[tuple[Spec, Case]]:
     with use_backend("fused"):
         fused = [spec for spec in SPECS if choose(spec.name, _META).path == "fused"]
     for spec in fused:
-        yield from ((spec, case) for case in spec.cases if case.paper)
+        of_op = (spec, *spec.variant_specs().values())
+        yield from ((one, case) for one in of_op for case in spec.cases if case.paper)
 
 
-def _launches(spec: Spec, case: Case) -> list[Launch]:
-    with use_backend("fused"), record_launches() as launches:
+def _launches(spec: Spec, case: Case, architecture: int) -> list[Launch]:
+    with use_backend("fused"), record_launches(architecture) as launches:
         outputs = [tensor for _, tensor in named_tensors(spec.op(**case.inputs(_META, torch.bfloat16)))]
         differentiable = [output for output in outputs if output.requires_grad]
         if differentiable:
@@ -213,8 +229,12 @@ def _specialisation(launch: Launch) -> tuple[dict[str, str], dict[tuple[int], An
 
 
 def _type(value: Any) -> str:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
     if isinstance(value, Tensor):
         return f"*{_TYPES[value.dtype]}"
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{_TYPES[value.base.dtype]}{value.block_shape}>"
     if isinstance(value, bool):
         return "i1"
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Whose implementation of an op is timed: ours, plain PyTorch, plain PyTorch compiled, and other people's."""
+"""Whose implementation of an op is timed: ours, its variants, plain PyTorch, plain PyTorch compiled, other people's."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -33,25 +33,33 @@ OURS: dict[str, Provider] = {"fused": _fused, "reference": lambda spec: spec.ref
 
 def provider_names() -> list[str]:
     """Return every provider that some op has."""
-    return [*OURS, *sorted({name for spec in SPECS for name in spec.rivals})]
+    return [*OURS, *_variant_names(), *sorted({name for spec in SPECS for name in spec.rivals})]
 
 
 def default_providers(device: torch.device) -> list[str]:
     """Return the providers timed where none is named: all; on a CPU, where kernels are interpreted, not the fused."""
-    return [name for name in provider_names() if name != "fused" or device.type == "cuda"]
+    interpreted = () if device.type == "cuda" else ("fused", *_variant_names())
+    return [name for name in provider_names() if name not in interpreted]
 
 
 def implementation(name: str, spec: Spec, device: torch.device) -> Callable[..., Any] | None:
-    """Return provider ``name``'s implementation of ``spec``, None where it is a rival that has no such op.
+    """Return provider ``name``'s implementation of ``spec``, None where it is a rival or variant that has no such op.
 
     Raises InputError where there is no fused implementation on ``device``.
     """
-    if name == "fused":
+    variants = spec.variant_specs()
+    if name == "fused" or name in variants:
         with use_backend("fused"):
             choice = choose(spec.name, device)
         if choice.implementation is None:
             raise InputError(choice.reason)
+    if name in variants:
+        return _fused(variants[name])
     return OURS[name](spec) if name in OURS else spec.rivals.get(name)
+
+
+def _variant_names() -> list[str]:
+    return sorted({variant.name for spec in SPECS for variant in spec.variants})
 
 
 def specialising() -> contextlib.AbstractContextManager[None]:

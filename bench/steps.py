@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..engine.config import Precision, Stage
-from ..engine.device_peak import peak_flops
+from ..engine.gpus import peak_flops
 from ..errors import InputError
 from ..models.config import AUDIO_MAE_SIZES
 from .providers import why

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..data.noise import noise_batch
+from ..engine.build import build_updater
 from ..engine.config import (
     ContrastiveObjectiveConfig,
     ContrastiveRunConfig,
@@ -21,7 +22,6 @@ from ..engine.contrastive_captioning import ContrastiveCaptioning
 from ..engine.distributed import World
 from ..engine.masked_reconstruction import MaskedReconstruction
 from ..engine.objective import Objective
-from ..engine.update import Updater
 from ..errors import InputError
 from ..kernels.backend import Backend, choices, use_backend
 from ..kernels.layout import LayoutName
@@ -66,7 +66,7 @@ def training_step(
     config = _config(stage, size, clips, precision, variant)
     model, objective = _model_and_objective(config, World(0, 1, device))
     init_weights(model, config.seed)
-    updater = Updater(model.to(device), config.update, config.steps)
+    updater = build_updater(model.to(device), config, World(0, 1, device))
     if variant.provider == "compile":
         for network in model.children():
             network.compile()
@@ -76,8 +76,8 @@ def training_step(
     def step() -> StepWork:
         with use_backend(_BACKENDS[variant.provider]), specialising():
             inputs = objective.prepare(batch, 0)
-            report, outcome = updater.update(0, lambda: objective.backward(model, inputs))
-        return StepWork(report.valid_tokens * outcome.gradients, report.model_flops * outcome.gradients)
+            _, outcome = updater.update(0, lambda: objective.backward(model, inputs))
+        return StepWork(outcome.valid_tokens, outcome.model_flops)
 
     return step
 
@@ -97,11 +97,13 @@ def _model_and_objective(config: MaeRunConfig | ContrastiveRunConfig, world: Wor
 def _config(
     stage: Stage, size: str, clips: int, precision: Precision, variant: Variant
 ) -> MaeRunConfig | ContrastiveRunConfig:
-    blocks = "by_hand" if variant.provider == "fused" else "autograd"  # the others are what PyTorch makes of them
+    # The others are what PyTorch makes of them.
+    blocks = "by_hand" if variant.provider == "fused" else "autograd"
+    implementation = "arena" if variant.provider == "fused" else "per_tensor"
     if stage == "mae":
         return MaeRunConfig(
             model=AUDIO_MAE_SIZES[size],
-            update=UpdateConfig(warmup_steps=0),
+            update=UpdateConfig(warmup_steps=0, implementation=implementation),
             batch_size=clips,
             micro_batch_size=clips,
             precision=precision,
@@ -110,7 +112,7 @@ def _config(
         )
     return ContrastiveRunConfig(
         model=AUDIO_TEXT_SIZES[size],
-        update=UpdateConfig(warmup_steps=0, rho=0.075),
+        update=UpdateConfig(warmup_steps=0, rho=0.075, implementation=implementation),
         batch_size=clips,
         micro_batch_size=clips,
         precision=precision,

@@ -53,6 +53,15 @@ class AudioTextBatch:
             token_ids=self.token_ids.to(device, non_blocking=True),
         )
 
+    def pin_memory(self) -> AudioTextBatch:
+        """The batch with its contents in page-locked memory; what lies there already is not copied."""
+        return replace(
+            self,
+            wave=self.wave.pin_memory(),
+            sample_index=self.sample_index.pin_memory(),
+            token_ids=self.token_ids.pin_memory(),
+        )
+
     def select(self, start: int, stop: int) -> AudioTextBatch:
         """Clips `start` to `stop` as views, with offsets from 0 again. Raises `IndexError` outside the batch."""
         if not 0 <= start <= stop <= self.num_clips:
@@ -75,14 +84,28 @@ def collate(
 
     Raises `ValueError` when the three do not name the same number of clips or a wave is not int16.
     """
-    texts = [np.zeros(0, np.int32)] * len(waves) if tokens is None else tokens
-    if not len(waves) == len(sample_index) == len(texts):
-        raise ValueError(f"{len(waves)} waves, {len(sample_index)} sample indices and {len(texts)} token rows")
     if any(wave.dtype != np.int16 for wave in waves):
         raise ValueError(f"waves must be int16, got {sorted({str(wave.dtype) for wave in waves})}")
+    return collate_packed(_concatenate(waves, np.int16), _offsets(waves), sample_index, tokens)
+
+
+def collate_packed(
+    wave: Tensor,
+    wave_offsets: Tensor,
+    sample_index: Sequence[int] | np.ndarray,
+    tokens: Sequence[np.ndarray] | None,
+) -> AudioTextBatch:
+    """Join waves that are packed already (int16 `[S]`, offsets int64 `[B+1]`) with token ids `[t_b]`, or none.
+
+    Raises `ValueError` when the three do not name the same number of clips.
+    """
+    clips = len(wave_offsets) - 1
+    texts = [np.zeros(0, np.int32)] * clips if tokens is None else tokens
+    if not clips == len(sample_index) == len(texts):
+        raise ValueError(f"{clips} waves, {len(sample_index)} sample indices and {len(texts)} token rows")
     return AudioTextBatch(
-        wave=_concatenate(waves, np.int16),
-        wave_offsets=_offsets(waves),
+        wave=wave,
+        wave_offsets=wave_offsets,
         sample_index=torch.from_numpy(np.array(sample_index, np.int64)),
         token_ids=_concatenate(texts, np.int32),
         token_offsets=_offsets(texts),

@@ -1,28 +1,29 @@
-"""The native loader: threads read the shards ahead and hand out packed batches in an order that is a pure function.
+"""The loader: threads read the shards ahead and hand out packed batches in an order that is a pure function.
 
-Epoch e goes through a permutation of all clips keyed by (seed, e); what does not fill a global batch is left out of
-that epoch. Crop and caption of a clip depend on (seed, e, clip) alone. So a step's global batch is the same for any
-number of ranks and threads, and a run continues where it stopped from a single number.
+What a step holds is decided by :mod:`.sampling` alone, so the global batch is the same for any number of ranks and
+threads and for either way of decoding, and a run continues where it stopped from a single number. The waves are decoded
+by the threads that read (libsndfile, which seeks to the crop), or many at a time by a :class:`BatchDecoder`.
 """
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import InputError
 from .audio import SAMPLE_RATE
-from .batch import AudioTextBatch, collate
-from .draws import integers, permutation, uniform
-from .shards import Clip, Shards
+from .batch import AudioTextBatch, collate_packed
+from .damage import DamageCount
+from .packing import pack_waves
+from .sampling import Draw, Sampler, Step
+from .shards import Clip, DamagedMember, Shards
 from .tokens import CaptionTokenizer
 
-# Each use of random bits has its own key, so that none shares its draws with another.
-_ORDER, _CROP, _KIND, _CAPTION = range(4)
+_MAX_ATTEMPTS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,10 @@ class LoaderConfig:
     """Threads that read and decode."""
     prefetch_batches: int = 2
     """Batches that are made ahead."""
+    max_bad_share: float = 0.05
+    """Share of an epoch's clips that may be damaged, and are replaced, before the loader gives up."""
+    pin_memory: bool = False
+    """Put batches into page-locked memory, from which a GPU copies without making the host wait."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "workers", "prefetch_batches"):
@@ -52,12 +57,46 @@ class LoaderConfig:
             raise InputError(f"crop_seconds is {self.crop_seconds}; expected a positive number of seconds, or None")
         if self.max_text_tokens is not None and self.max_text_tokens < 2:
             raise InputError(f"max_text_tokens is {self.max_text_tokens}; expected at least 2 (<s> and </s>), or None")
-        if not 0 <= self.synthetic_probability <= 1:
-            raise InputError(f"synthetic_probability is {self.synthetic_probability}; expected 0 to 1")
+        for name in ("synthetic_probability", "max_bad_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected 0 to 1")
+
+
+class BatchDecoder(Protocol):
+    """Decodes many clips at a time, whole, where that is quicker than seeking to the crop of each."""
+
+    def accepts(self, samples: int, frames: int) -> bool:
+        """Whether a clip of so many samples, of which so many frames are wanted, is one for this decoder."""
+        ...
+
+    def decode(self, members: Sequence[bytes]) -> Sequence[np.ndarray | None]:
+        """Decode FLAC members to int16 `[n]`; None for one that it cannot give, which says nothing of the member."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the decoder holds."""
+        ...
+
+
+@dataclass(slots=True)
+class _Row:
+    """A clip of a batch: samples `start` to `start + frames` of `wave`, or of what `flac` decodes to."""
+
+    clip: Clip
+    caption: str
+    start: int
+    frames: int
+    wave: np.ndarray | None
+    flac: bytes
+    replaced: list[DamagedMember]
 
 
 class Loader:
-    """An endless iterator over this rank's batches; call `close` when done."""
+    """An endless iterator over this rank's batches; call `close` when done.
+
+    A clip with a damaged member is replaced by `Step.replacement`, the same clip on every path, counted in `damage` and
+    named in the log.
+    """
 
     def __init__(
         self,
@@ -66,10 +105,13 @@ class Loader:
         tokenizer: CaptionTokenizer | None = None,
         rank: int = 0,
         world_size: int = 1,
+        decoder: BatchDecoder | None = None,
     ) -> None:
         """Rank `rank` of `world_size` takes rows [rank·B/W, (rank+1)·B/W) of each global batch.
 
-        Raises `InputError` when the batch cannot be filled or divided, or captions are wanted and there are none.
+        `decoder` (closed with the loader) decodes what it accepts; the rest, and all without one, is decoded by the
+        threads. Raises `InputError` when the batch cannot be filled or divided, or captions are wanted and there are
+        none.
         """
         if config.batch_size > len(shards):
             raise InputError(
@@ -83,20 +125,26 @@ class Loader:
             raise InputError(f"shards {shards.path} have no captions: pack with --captions")
         if config.max_text_tokens is not None and tokenizer is None:
             raise InputError("max_text_tokens is set, but there is no tokenizer; give one, or set it to None")
-        self.steps_per_epoch = len(shards) // config.batch_size
+        rows = config.batch_size // world_size
+        self._sampler = Sampler(len(shards), config.batch_size, config.seed)
+        self.steps_per_epoch = self._sampler.steps_per_epoch
         """Global batches in an epoch."""
         self.wait_seconds = 0.0
         """Total time for which `next` was waiting for data, in seconds."""
+        self.damage = DamageCount(self.steps_per_epoch * rows, config.max_bad_share)
+        """The damaged members that this rank has replaced since the loader was made."""
         self._shards = shards
         self._config = config
         self._tokenizer = tokenizer
-        rows = config.batch_size // world_size
+        self._decoder = decoder
+        self._longest = None if config.crop_seconds is None else round(config.crop_seconds * SAMPLE_RATE)
         self._rows = slice(rank * rows, (rank + 1) * rows)
         self._step = 0
-        self._pending: deque[Future[AudioTextBatch]] = deque()
-        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        self._pending: deque[Future[tuple[AudioTextBatch, list[DamagedMember]]]] = deque()
         self._readers = ThreadPoolExecutor(config.workers, thread_name_prefix="loader")
-        # A batch waits for its clips in a thread of its own: in the readers' pool that could take every reader.
+        # A batch waits for its clips in threads of their own: in the readers' pool it could take every reader. There
+        # are two of them, so that a batch is decoded while the one before it is packed.
+        self._gatherer = ThreadPoolExecutor(1, thread_name_prefix="gather")
         self._collator = ThreadPoolExecutor(1, thread_name_prefix="collate")
 
     def __iter__(self) -> "Loader":
@@ -107,7 +155,8 @@ class Loader:
         while len(self._pending) < self._config.prefetch_batches:
             self._pending.append(self._submit(self._step + len(self._pending)))
         try:
-            batch = self._pending.popleft().result()
+            batch, replaced = self._pending.popleft().result()
+            self.damage.add(self._step // self.steps_per_epoch, replaced)
         except BaseException:
             # The step was not handed out: asked again, it is made again.
             self._drop_pending()
@@ -118,7 +167,7 @@ class Loader:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader is, as of the last batch it returned; the same for every rank."""
+        """Where the loader is, as of the last batch it returned; the same for every rank and every decoder."""
         return {
             "step": self._step,
             "fingerprint": self._shards.fingerprint,
@@ -127,7 +176,7 @@ class Loader:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue after the batch at which `state` was taken, bit for bit, with any number of ranks and workers.
+        """Continue after the batch at which `state` was taken, bit for bit, with any ranks, workers and decoder.
 
         Raises `InputError` naming the field when fingerprint, batch_size or seed differ, or the state is malformed.
         """
@@ -146,44 +195,76 @@ class Loader:
     def close(self) -> None:
         """End the threads; the shards stay open."""
         self._drop_pending()
-        self._readers.shutdown(cancel_futures=True)
-        self._collator.shutdown(cancel_futures=True)
+        for pool in (self._readers, self._gatherer, self._collator):
+            pool.shutdown(cancel_futures=True)
+        if self._decoder is not None:
+            self._decoder.close()
 
     def _drop_pending(self) -> None:
         for future in self._pending:
             future.cancel()
         self._pending.clear()
 
-    def _submit(self, step: int) -> Future[AudioTextBatch]:
-        epoch, at = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch:
-            self._order = (epoch, permutation(len(self._shards), self._config.seed, epoch, _ORDER))
-        start = at * self._config.batch_size
-        clips = self._order[1][start : start + self._config.batch_size][self._rows]
-        futures = [self._readers.submit(self._read, epoch, int(i)) for i in clips]
-        return self._collator.submit(self._collate, clips, futures)
+    def _submit(self, number: int) -> Future[tuple[AudioTextBatch, list[DamagedMember]]]:
+        step = self._sampler.step(number)
+        draws = step.draws(self._rows)
+        rows = [self._readers.submit(self._read, step, draw, self._decoder) for draw in draws]
+        gathered = self._gatherer.submit(self._gather, step, draws, rows)
+        return self._collator.submit(self._collate, gathered)
 
-    def _collate(self, clips: np.ndarray, futures: list[Future[tuple[np.ndarray, str]]]) -> AudioTextBatch:
-        rows = [future.result() for future in futures]
+    def _read(self, step: Step, draw: Draw, decoder: BatchDecoder | None) -> _Row:
+        """The row that `draw` decides, or its replacement; its wave only where `decoder` does not accept it."""
+        replaced: list[DamagedMember] = []
+        taken = draw
+        for attempt in range(_MAX_ATTEMPTS):
+            try:
+                return self._read_clip(taken, decoder, replaced)
+            except DamagedMember as error:
+                replaced.append(error)
+                taken = step.replacement(draw.clip, attempt)
+        raise InputError(
+            f"shards {self._shards.path}: {_MAX_ATTEMPTS} clips in a row are damaged, the last: "
+            f"{replaced[-1].what}; pack again"
+        )
+
+    def _read_clip(self, draw: Draw, decoder: BatchDecoder | None, replaced: list[DamagedMember]) -> _Row:
+        clip = self._shards.clip(draw.clip)
+        caption = ""
+        if self._config.max_text_tokens is not None:
+            caption = draw.caption(clip, self._config.synthetic_probability)
+            if not caption:
+                raise InputError(f"shards {self._shards.path}: clip {clip.key} has no caption: pack with --captions")
+        start, frames = draw.crop(clip.samples, self._longest)
+        flac = self._shards.flac(clip)
+        if decoder is not None and decoder.accepts(clip.samples, frames):
+            return _Row(clip, caption, start, frames, None, flac, replaced)
+        wave = self._shards.decode(clip, flac, start, frames)
+        return _Row(clip, caption, 0, frames, wave, b"", replaced)
+
+    def _gather(self, step: Step, draws: list[Draw], reading: list[Future[_Row]]) -> list[_Row]:
+        rows = [row.result() for row in reading]
+        encoded = [b for b, row in enumerate(rows) if row.wave is None]
+        if self._decoder is None or not encoded:
+            return rows
+        again: dict[int, Future[_Row]] = {}
+        for b, wave in zip(encoded, self._decoder.decode([rows[b].flac for b in encoded]), strict=True):
+            if wave is not None and len(wave) == rows[b].clip.samples:
+                rows[b].wave, rows[b].flac = wave, b""
+            else:
+                # The threads' decoder is the judge of what is damaged, on every path.
+                again[b] = self._readers.submit(self._read, step, draws[b], None)
+        for b, row in again.items():
+            rows[b] = row.result()
+        return rows
+
+    def _collate(self, gathered: Future[list[_Row]]) -> tuple[AudioTextBatch, list[DamagedMember]]:
+        rows = gathered.result()
+        waves = [row.wave for row in rows if row.wave is not None]
+        packed = pack_waves(
+            waves, [row.start for row in rows], [row.frames for row in rows], pin_memory=self._config.pin_memory
+        )
         tokens = None
         if self._tokenizer is not None and self._config.max_text_tokens is not None:
-            tokens = self._tokenizer.encode([caption for _, caption in rows], self._config.max_text_tokens)
-        return collate([wave for wave, _ in rows], clips, tokens)
-
-    def _read(self, epoch: int, i: int) -> tuple[np.ndarray, str]:
-        clip = self._shards.clip(i)
-        wanted = clip.samples
-        if self._config.crop_seconds is not None:
-            wanted = min(wanted, round(self._config.crop_seconds * SAMPLE_RATE))
-        start = int(integers(self._config.seed, epoch, i, _CROP, high=clip.samples - wanted + 1))
-        wave = self._shards.read(i, start, wanted)
-        return wave, self._choose_caption(epoch, clip) if self._config.max_text_tokens is not None else ""
-
-    def _choose_caption(self, epoch: int, clip: Clip) -> str:
-        real, synthetic = clip.captions, clip.synthetic_captions
-        key = (self._config.seed, epoch, clip.index)
-        takes_synthetic = bool(uniform(*key, _KIND) < self._config.synthetic_probability)
-        choices = synthetic if synthetic and (takes_synthetic or not real) else real
-        if not choices:
-            raise InputError(f"shards {self._shards.path}: clip {clip.key} has no caption: pack with --captions")
-        return choices[int(integers(*key, _CAPTION, high=len(choices)))]
+            tokens = self._tokenizer.encode([row.caption for row in rows], self._config.max_text_tokens)
+        batch = collate_packed(*packed, [row.clip.index for row in rows], tokens)
+        return (batch.pin_memory() if self._config.pin_memory else batch), [m for row in rows for m in row.replaced]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,8 +37,9 @@ class ShardWriter:
         self._unfinished.unlink(missing_ok=True)
 
     def add(self, key: str, flac: bytes, record: dict[str, Any]) -> None:
-        """Append a clip: its FLAC bytes and its json record."""
-        self.add_members(key, flac, json.dumps(record, ensure_ascii=False).encode())
+        """Append a clip: its FLAC bytes and its json record, which gets the CRC-32 of the bytes as `flac_crc32`."""
+        text = json.dumps(record | {"flac_crc32": zlib.crc32(flac)}, ensure_ascii=False).encode()
+        self.add_members(key, flac, text)
 
     def add_members(self, key: str, flac: bytes, text: bytes) -> None:
         """Append a clip: the bytes of its two members."""

@@ -1,14 +1,16 @@
 """The shard format, and reading it.
 
-A packed directory holds `shard-000000.tar`, … (USTAR; members `<key>.flac`, 16 kHz mono PCM_16, and `<key>.json`), for
-each tar an `.idx` (DALI's wds2idx text: `v1.2 N`, then per clip `flac offset size name json offset size name`, offsets
-of the data), `sizes.json` (clips per tar) and `index.json`. Its `fingerprint` is the SHA-256 over the hexadecimal
-SHA-256 of every clip's two members, in order: it depends on the clips, not on how they are divided into tars.
+A packed directory holds `shard-000000.tar`, … (USTAR; members `<key>.flac`, 16 kHz mono PCM_16, and `<key>.json`, what
+is known of the clip and the CRC-32 of its FLAC member), for each tar an `.idx` (DALI's wds2idx text: `v1.2 N`, then per
+clip `flac offset size name json offset size name`, offsets of the data), `sizes.json` (clips per tar) and `index.json`.
+Its `fingerprint` is the SHA-256 over the hexadecimal SHA-256 of every clip's two members, in order: it depends on the
+clips, not on how they are divided into tars.
 """
 
 import json
 import os
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,6 +45,21 @@ class Clip:
     """Captions that a machine wrote."""
     source: str
     """Path of the audio file, relative to the folder that was packed."""
+    flac_crc32: int
+    """CRC-32 of the FLAC member."""
+
+
+class DamagedMember(InputError):
+    """A member of a shard that is not what was packed."""
+
+    def __init__(self, tar: Path, name: str, reason: str, index: int, clip_source: str) -> None:
+        self.what = f"{tar}: member {name} is damaged ({reason})"
+        """Which member, and what is wrong with it."""
+        self.index = index
+        """The clip's position in the shards."""
+        self.clip_source = clip_source
+        """The clip's source; empty where its record cannot be read."""
+        super().__init__(f"{self.what}; pack again")
 
 
 class Shards:
@@ -96,27 +113,54 @@ class Shards:
                 os.close(fd)
             self._fds.clear()
 
+    def key(self, i: int) -> str:
+        """Key of clip `i` (0 <= i < len), known without reading; raises `IndexError`."""
+        return self._keys[i].decode()
+
     def clip(self, i: int) -> Clip:
         """What is known of clip `i` (0 <= i < len), read from its json member.
 
-        Raises `IndexError`, or `InputError` naming shard and key when the member is damaged.
+        Raises `IndexError`, or `DamagedMember` naming shard and key.
         """
         data = self._member(i, flac=False)
         try:
             record = json.loads(data)
             captions, synthetic = tuple(record["text"]), tuple(record["synthetic_text"])
-            samples, source = record["samples"], record["source"]
+            samples, source, crc32 = record["samples"], record["source"], record["flac_crc32"]
             "".join((*captions, *synthetic, source)).encode()
             if not (isinstance(samples, int) and samples > 0 and record["sample_rate"] == SAMPLE_RATE):
                 raise ValueError(samples)
+            if not isinstance(crc32, int):
+                raise TypeError(crc32)
         except (ValueError, KeyError, TypeError, RecursionError):
             self._damaged(i, "json", "not the record of a 16 kHz clip")
-        return Clip(i, self._keys[i].decode(), samples, samples / SAMPLE_RATE, captions, synthetic, source)
+        return Clip(i, self.key(i), samples, samples / SAMPLE_RATE, captions, synthetic, source, crc32)
+
+    def flac(self, clip: Clip) -> bytes:
+        """The clip's FLAC member, which holds what was packed: its CRC-32 is compared.
+
+        Without that, what counts as damaged would depend on the crop and on the decoder: libsndfile sees damage only
+        where it decodes, and DALI misses it in the last frame. Raises `DamagedMember` naming shard and key.
+        """
+        data = self._member(clip.index, flac=True, source=clip.source)
+        if zlib.crc32(data) != clip.flac_crc32:
+            self._damaged(clip.index, "flac", "its bytes are not those that were packed", clip.source)
+        return data
+
+    def decode(self, clip: Clip, flac: bytes, start: int, frames: int) -> np.ndarray[Any, np.dtype[np.int16]]:
+        """Samples `start` to `start + frames` of the clip's FLAC bytes, int16 `[frames]`; decodes no more than that.
+
+        Raises `DamagedMember` naming shard and key.
+        """
+        try:
+            return decode_flac_int16(flac, start, frames)
+        except AudioError as error:
+            self._damaged(clip.index, "flac", error.reason, clip.source)
 
     def read(self, i: int, start: int = 0, frames: int = -1) -> np.ndarray[Any, np.dtype[np.int16]]:
         """Samples `start` to `start + frames` (-1: to the end) of clip `i` at 16 kHz, int16 `[frames]`.
 
-        Raises `IndexError`, or `InputError` naming shard and key when the member is damaged or shorter than that.
+        Raises `IndexError`, or `DamagedMember` naming shard and key, also when the clip is shorter than that.
         """
         data = self._member(i, flac=True)
         try:
@@ -135,7 +179,7 @@ class Shards:
             yield from clip.captions
             yield from clip.synthetic_captions
 
-    def _member(self, i: int, *, flac: bool) -> bytes:
+    def _member(self, i: int, *, flac: bool, source: str = "") -> bytes:
         if not 0 <= i < len(self):
             raise IndexError(f"clip {i} of {len(self)}")
         shard = self._shard_of(i)
@@ -150,9 +194,9 @@ class Shards:
             raise InputError(f"{self._tars[shard]}: {error.strerror}; pack again") from error
         extension = "flac" if flac else "json"
         if len(data) != BLOCK + size:
-            self._damaged(i, extension, f"{max(0, len(data) - BLOCK)} of {size} bytes are there")
+            self._damaged(i, extension, f"{max(0, len(data) - BLOCK)} of {size} bytes are there", source)
         if not is_header(data[:BLOCK], self._keys[i] + b"." + extension.encode(), size):
-            self._damaged(i, extension, "the tar has another member there than the idx says")
+            self._damaged(i, extension, "the tar has another member there than the idx says", source)
         return data[BLOCK:]
 
     def _descriptor(self, shard: int) -> int:
@@ -168,6 +212,5 @@ class Shards:
     def _shard_of(self, i: int) -> int:
         return int(np.searchsorted(self._first_clip, i, side="right")) - 1
 
-    def _damaged(self, i: int, extension: str, reason: str) -> NoReturn:
-        name = f"{self._tars[self._shard_of(i)]}: member {self._keys[i].decode()}.{extension}"
-        raise InputError(f"{name} is damaged ({reason}); pack again")
+    def _damaged(self, i: int, extension: str, reason: str, source: str = "") -> NoReturn:
+        raise DamagedMember(self._tars[self._shard_of(i)], f"{self._keys[i].decode()}.{extension}", reason, i, source)

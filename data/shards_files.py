@@ -16,7 +16,7 @@ from ..errors import InputError
 from .audio import SAMPLE_RATE
 
 FORMAT = "cacophony-shards"
-VERSION = 1
+VERSION = 2
 INDEX_NAME = "index.json"
 SIZES_NAME = "sizes.json"
 MAX_RECORD_BYTES = 1 << 20

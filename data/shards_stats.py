@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .damage import source_of
 from .shards import Shards
-from .tar_check import source_of
 from .tokens import CaptionTokenizer
 
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)

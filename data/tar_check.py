@@ -7,12 +7,14 @@ not look at it. Here it is compared, and it serves as the hash by which duplicat
 import hashlib
 import json
 import struct
+import zlib
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from .audio import SAMPLE_RATE, AudioError, decode_flac_int16
 from .captions import usable_captions
+from .damage import source_of
 from .shard_writer import sha256_of
 from .shards_files import MAX_FLAC_BYTES, MAX_RECORD_BYTES
 from .tar_members import Member, members
@@ -26,11 +28,6 @@ _NOT_A_CLIP = "not a member <key>.flac followed by <key>.json"
 
 class _BadMember(Exception):
     """What is wrong with a member."""
-
-
-def source_of(path: str) -> str:
-    """The source that a packed file belongs to: the first folder of its path; `.` where it has none."""
-    return PurePosixPath(path).parts[0] if "/" in path else "."
 
 
 def check_shard(folder: str, shard: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -118,6 +115,8 @@ def _check_clip(
     try:
         said = _check_record(text)
         source, samples = source_of(said["source"]), said["samples"]
+        if said["flac_crc32"] != zlib.crc32(audio):
+            problems.append((flac.name, "its bytes are not those that were packed (CRC-32)", source))
         counts = sources.setdefault(source, {"clips": 0, "samples": 0, "captions": 0, "synthetic": 0, "captioned": 0})
         counts["clips"] += 1
         counts["samples"] += samples
@@ -143,7 +142,7 @@ def _check_record(data: bytes) -> dict[str, Any]:
         record = json.loads(data)
         texts = [record["text"], record["synthetic_text"]]
         samples, rate, source = record["samples"], record["sample_rate"], record["source"]
-        duration = record["duration"]
+        duration, _ = record["duration"], record["flac_crc32"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise _BadMember("not the record of a clip") from None
     if rate != SAMPLE_RATE:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError
 from ..json_file import read_json
@@ -38,7 +38,7 @@ def latest_checkpoint(run: Path) -> Path:
 def save_checkpoint(
     run: Path,
     step: int,
-    model: nn.Module,
+    weights: Mapping[str, Tensor],
     optimizer_state: Mapping[str, Tensor],
     state: Mapping[str, Any],
     *,
@@ -54,7 +54,7 @@ def save_checkpoint(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_tensors(model.state_dict(), temporary / MODEL_FILE)
+        save_tensors(weights, temporary / MODEL_FILE)
         save_tensors(optimizer_state, temporary / OPTIMIZER_FILE)
         (temporary / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         for file in temporary.iterdir():

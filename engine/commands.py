@@ -16,10 +16,12 @@ import torch
 import tyro
 
 from ..data.audio import printable
+from ..data.dali import choose_decoder
 from ..errors import InputError
 from ..json_file import check_writable, write_json
 from ..kernels import backend
 from ..kernels.attention_providers.choice import report
+from ..kernels.linear_choice import linear_report
 from ..models.config_io import merge, read_toml
 from .config import RUN_CONFIGS, ContrastiveRunConfig, MaeRunConfig, Stage
 from .evaluate.retrieval import evaluate_retrieval
@@ -214,11 +216,15 @@ def doctor_command() -> int:
     ):
         print(f"{package} ({purpose}): {_version(package)}")
     for device in devices:
+        print(choose_decoder("auto", device.type, threads=1)[1])
         print(f"ops on {device} (backend {backend.current_backend()}):")
         for choice in backend.choices(device):
             print(f"  {choice.op:18} {choice.path:10} {choice.reason}")
         print(f"attention on {device}:")
         for line in report(device):
+            print(f"  {line}")
+        print(f"linear layers on {device}:")
+        for line in linear_report(device):
             print(f"  {line}")
     return 0
 

@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..data.dali import LoaderName
+from ..data.frontend import FrontEndName
 from ..errors import InputError
 from ..kernels.backend import Backend
 from ..kernels.layout import LayoutName
@@ -41,15 +43,23 @@ def _require_finite(config: object, prefix: str) -> None:
 class LoadingConfig:
     """How clips reach the device."""
 
+    loader: LoaderName = "auto"
+    """Who decodes the shards, to the same batches: the loader's threads (native), DALI, or DALI for a GPU where it can
+    be imported."""
+    frontend: FrontEndName = "kernels"
+    """Who makes the log-mel: our own op, or DALI's spectrogram times our mel matrix (equal to rounding)."""
     workers: int = 4
     """Threads that decode audio."""
     prefetch_batches: int = 2
     """Batches prepared ahead of the one in use."""
+    max_bad_share: float = 0.05
+    """Share of an epoch's clips that may be damaged, and are replaced by others, before the run stops."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         _require(self.workers >= 1, f"data.workers is {self.workers}; expected at least 1")
         _require(self.prefetch_batches >= 1, f"data.prefetch_batches is {self.prefetch_batches}; expected at least 1")
+        _require(0.0 <= self.max_bad_share <= 1.0, f"data.max_bad_share is {self.max_bad_share}; expected 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +184,25 @@ class UpdateConfig:
     """Added to the root of the second moment."""
     rho: float = 0.0
     """Radius of SAM's ascent step, in the norm over all parameters; 0 trains without SAM."""
+    clip_norm: float = 0.0
+    """A gradient whose norm over all parameters is larger is scaled to it (SAM's second one); 0 scales none."""
+    no_decay: Literal["none", "vectors", "vectors_and_tables"] = "none"
+    """Parameters without weight decay: none, those of fewer than two dimensions (biases, norms, the logit scale, pool
+    queries), or these and embedding tables."""
+    perturbation: Literal["global", "local"] = "global"
+    """SAM's ascent follows the gradient of the global batch, or on each rank that rank's share of it (m-SAM), which
+    saves a sum over ranks."""
+    ascent: Literal["gradient", "momentum"] = "gradient"
+    """SAM's ascent follows a gradient computed for it, or AdamW's running mean (MSAM), which costs no gradient."""
+    ascent_fraction: float = 1.0
+    """Share of each rank's batch, its first clips, on which SAM's ascent gradient is computed; 1 takes all."""
+    sam_every: int = 1
+    """SAM at every so manieth step, from the first; plain AdamW at those between."""
     max_skipped_in_a_row: int = 50
     """The run stops after this many consecutive steps whose gradient was not finite."""
+    implementation: Literal["arena", "per_tensor"] = "arena"
+    """Flat buffers and fused kernels, never waiting for the device; or plain SAM and torch.optim.AdamW tensor by
+    tensor, their rival, which knows none of clip_norm, no_decay, perturbation, ascent, ascent_fraction, sam_every."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -190,10 +217,37 @@ class UpdateConfig:
         _require(self.warmup_steps >= 0, f"update.warmup_steps is {self.warmup_steps}; expected at least 0")
         _require(self.weight_decay >= 0.0, f"update.weight_decay is {self.weight_decay}; expected at least 0")
         _require(self.eps > 0.0, f"update.eps is {self.eps}; expected more than 0")
+        _require(self.clip_norm >= 0.0, f"update.clip_norm is {self.clip_norm}; expected at least 0 (0 scales none)")
+        _require(
+            0.0 < self.ascent_fraction <= 1.0,
+            f"update.ascent_fraction is {self.ascent_fraction}; expected more than 0, at most 1",
+        )
+        _require(self.sam_every >= 1, f"update.sam_every is {self.sam_every}; expected at least 1")
+        self._check_fit()
         _require(self.max_skipped_in_a_row >= 1, "update.max_skipped_in_a_row must be at least 1")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             _require(0.0 <= value < 1.0, f"update.{name} is {value}; expected 0 <= {name} < 1")
+
+    def _check_fit(self) -> None:
+        """Refuse a setting that another one leaves without effect."""
+        of_sam = {"perturbation": "global", "ascent": "gradient", "ascent_fraction": 1.0, "sam_every": 1}
+        of_arena = {"clip_norm": 0.0, "no_decay": "none", **of_sam}
+        for name, default in of_arena.items():
+            value = getattr(self, name)
+            if value == default:
+                continue
+            _require(
+                self.implementation == "arena",
+                f"update.{name} is {value}, which per_tensor does not have; set update.implementation to arena",
+            )
+            _require(
+                name not in of_sam or self.rho > 0.0, f"update.{name} is {value}, but update.rho is 0; set update.rho"
+            )
+            _require(
+                self.ascent == "gradient" or name not in ("perturbation", "ascent_fraction"),
+                f"update.{name} is {value}, but momentum needs no gradient to ascend; set update.ascent to gradient",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

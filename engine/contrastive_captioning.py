@@ -6,21 +6,21 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batch import AudioTextBatch
-from ..kernels.caption_loss import caption_loss
+from ..kernels.caption_loss import caption_loss_and_gradients
 from ..kernels.dropout import DropoutKey
 from ..kernels.fill import Budget, budgets, fill_layout, fill_patches, fill_rows
-from ..kernels.info_nce import info_nce
+from ..kernels.info_nce_ranks import info_nce_across_ranks
 from ..kernels.layout import Layout, Packed, Patches, pad, padded_layout
 from ..kernels.log_mel import num_patches
 from ..kernels.patch_mask import keep_at_most
 from ..kernels.precision import at_least_float32
 from ..models.audio_text import AudioText
-from ..models.by_hand import Stash
+from ..models.by_hand import Stash, gradient_buffer
 from ..models.generate import PAD
 from .config import ContrastiveObjectiveConfig, ContrastiveRunConfig
 from .distributed import World
 from .micro_batches import check_longest
-from .objective import Report, Setting, blocks_by_hand, spectrogram_of
+from .objective import Report, Setting, blocks_by_hand
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,15 @@ class ContrastiveCaptioning:
     def prepare(self, batch: AudioTextBatch, step: int) -> list[PairInputs]:
         """Compute patches (a random subset of long clips) and caption targets of every micro-batch."""
         setting = self.setting
-        predicted = (batch.token_lengths - 1).clamp_min(0)
-        totals = torch.stack((torch.tensor(batch.num_clips), predicted.sum())).to(setting.world.device)
-        global_clips, global_targets = setting.world.sum_(totals).tolist()
+        targets = int((batch.token_lengths - 1).clamp_min(0).sum())
+        global_clips, global_targets = setting.world.total(batch.num_clips, targets)
         inputs, limits = [], []
         if self.budgets:
             check_longest(batch.token_lengths, self.max_text_tokens, "caption tokens", "data.max_text_tokens")
             seen = keep_at_most(num_patches(batch.wave_lengths), self.config.max_patches)
             limits = [(seen, self.budgets[0].tokens), (batch.token_lengths, self.budgets[1].tokens)]
         for micro in setting.micro_batches(batch, limits):
-            spectrogram = spectrogram_of(micro)
+            spectrogram = setting.spectrogram(micro)
             keep = keep_at_most(spectrogram.patch_counts, self.config.max_patches)
             audio = setting.mask(spectrogram, keep, micro, step).kept
             captions = self._captions(micro, global_clips, global_targets)
@@ -97,16 +96,16 @@ class ContrastiveCaptioning:
             inputs.append(PairInputs(audio, keep, captions, key))
         return inputs
 
-    def _captions(self, micro: AudioTextBatch, global_clips: int, global_targets: int) -> _Captions:
+    def _captions(self, micro: AudioTextBatch, global_clips: Tensor, global_targets: Tensor) -> _Captions:
         lengths = micro.token_lengths
         layout: Layout = Packed.from_lengths(lengths, micro.wave.device)
         token_ids = micro.token_ids.long()
         targets = token_ids.roll(-1)
-        predicted = (lengths - 1).clamp_min(1).to(token_ids.device)
+        predicted = (lengths - 1).clamp_min(1).to(token_ids.device, non_blocking=True)
         if self.config.caption_reduction == "caption":
-            weights = 1.0 / (predicted.float() * global_clips)
+            weights = (1.0 / (predicted * global_clips)).float()
         else:
-            weights = torch.full_like(predicted, 1.0 / max(global_targets, 1), dtype=torch.float32)
+            weights = (1.0 / global_targets.clamp_min(1)).float().expand_as(predicted)
         is_last = layout.positions == layout.spread(layout.lengths) - 1
         token_weights = layout.spread(weights).masked_fill(is_last, 0.0)
         if self.setting.layout == "padded":
@@ -116,7 +115,7 @@ class ContrastiveCaptioning:
         return _Captions(token_ids, layout, lengths, targets, token_weights)
 
     def backward(self, model: nn.Module, inputs: list[PairInputs]) -> Report:
-        """Add the global batch's gradient, in three passes over the micro-batches.
+        """Add this rank's share of the global batch's gradient, in three passes over the micro-batches.
 
         1. embed every micro-batch (with a graph where the stash keeps it); 2. InfoNCE over all ranks' embeddings gives
         the gradient of each embedding; 3. embed again where nothing was kept, caption, and go backward.
@@ -138,17 +137,17 @@ class ContrastiveCaptioning:
             kept[number] = None
             rows = slice(start, start + len(encoded.audio_embedding))
             start = rows.stop
-            micro_caption = self._caption(model, micro, encoded)
+            decoded = self._decode(model, micro, encoded)
+            micro_caption, decoded_gradient = self._caption_gradient(model, micro, decoded.detach())
             torch.autograd.backward(
-                [encoded.audio_embedding, encoded.text_embedding, micro_caption * self.config.caption_weight],
+                [encoded.audio_embedding, encoded.text_embedding, decoded],
                 [
                     audio_gradient[rows].to(encoded.audio_embedding.dtype),
                     text_gradient[rows].to(encoded.text_embedding.dtype),
-                    None,
+                    decoded_gradient,
                 ],
             )
-            captions.append(micro_caption.detach())
-        world.sum_gradients_(model)
+            captions.append(micro_caption)
         captioning = world.sum_(torch.stack(captions).sum())
         losses = {
             "loss": contrastive + self.config.caption_weight * captioning,
@@ -175,32 +174,43 @@ class ContrastiveCaptioning:
         by_hand = blocks_by_hand(self.config.blocks, self.config.stash, self.setting.world.device)
         return level if by_hand else None
 
-    def _caption(self, model: AudioText, micro: PairInputs, encoded: "_Encoded") -> Tensor:
-        text = micro.text
+    def _decode(self, model: AudioText, micro: PairInputs, encoded: "_Encoded") -> Tensor:
         with self.setting.autocast():
-            hidden = model.decode_caption(
+            return model.decode_caption(
                 encoded.text_hidden,
-                text.layout,
+                micro.text.layout,
                 encoded.audio_hidden,
                 micro.audio.layout,
                 micro.dropout_key,
                 self._stash(10),
             )
-            head = model.caption_decoder.head
-            return caption_loss(hidden, head.weight, head.bias, text.targets, text.weights)
+
+    def _caption_gradient(self, model: AudioText, micro: PairInputs, decoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the captioning loss, and λ times its gradient of ``decoded``; the head's goes to its ``grad``."""
+        head, text = model.caption_decoder.head, micro.text
+        return caption_loss_and_gradients(
+            *(decoded, head.weight, head.bias, text.targets, text.weights),
+            weight_gradient=gradient_buffer(head.weight),
+            bias_gradient=gradient_buffer(head.bias),
+            gradient_scale=self.config.caption_weight,
+        )
 
     def _contrastive_gradient(self, model: AudioText, audio: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss over all ranks' pairs and the gradients of this rank's ``[n, P]`` embeddings."""
+        """Return the loss over all ranks' pairs and the gradients of this rank's ``[n, P]`` embeddings.
+
+        The scale's ``grad`` gets this rank's share: the sum over ranks is still to come.
+        """
         world, scale = self.setting.world, model.logit_scale.value
-        all_audio = world.gather(audio).requires_grad_()
-        all_text = world.gather(text).requires_grad_()
-        loss = info_nce(all_audio, all_text, scale, halved=self.config.halve_contrastive)
-        audio_gradient, text_gradient, scale_gradient = torch.autograd.grad(loss, (all_audio, all_text, scale))
-        # Every rank computes the same gradient of the scale; the sum over ranks must give it once.
-        scale_gradient = scale_gradient / world.size
-        scale.grad = scale_gradient if scale.grad is None else scale.grad + scale_gradient
-        mine = slice(world.rank * len(audio), (world.rank + 1) * len(audio))
-        return loss.detach(), audio_gradient[mine], text_gradient[mine]
+        found = info_nce_across_ranks(
+            audio,
+            text,
+            scale.detach(),
+            gather=world.gather,
+            rank=world.rank,
+            halved=self.config.halve_contrastive,
+        )
+        gradient_buffer(scale).add_(found.d_logit_scale)
+        return found.loss, found.d_audio, found.d_text
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,11 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def total(self, *counts: float) -> tuple[Tensor, ...]:
+        """Return the sum over ranks of each of these host numbers, 0-d float64 on the device; waits for nothing."""
+        here = [torch.full((), count, dtype=torch.float64, device=self.device) for count in counts]
+        return self.sum_(torch.stack(here)).unbind()
+
     def gather(self, rows: Tensor) -> Tensor:
         """Concatenate every rank's ``rows`` ``[n, ...]`` (same shape everywhere) in rank order; no gradient."""
         if self.size == 1:
@@ -47,9 +52,11 @@ class World:
         for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(total.view_as(gradient))
 
-    def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set on any rank."""
-        return bool(self.sum_(torch.tensor(float(flag), device=self.device)) > 0)
+    def any_of(self, *flags: bool) -> list[bool]:
+        """Whether each of ``flags`` is set on any rank."""
+        if self.size == 1:
+            return list(flags)
+        return (self.sum_(torch.tensor([float(flag) for flag in flags], device=self.device)) > 0).tolist()
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -15,7 +15,7 @@ from ..models.audio_mae import AudioMAE
 from .config import MaeObjectiveConfig, MaeRunConfig
 from .distributed import World
 from .micro_batches import check_longest
-from .objective import Report, Setting, blocks_by_hand, spectrogram_of
+from .objective import Report, Setting, blocks_by_hand
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class MaskedReconstruction:
             visible = self._visible(counts)
             limits = [(visible, self.budgets[0].tokens), (counts - visible, self.budgets[1].tokens)]
         for micro in setting.micro_batches(batch, limits):
-            spectrogram = spectrogram_of(micro)
+            spectrogram = setting.spectrogram(micro)
             keep = self._visible(spectrogram.patch_counts)
             masked = setting.mask(spectrogram, keep, micro, step)
             if self.budgets:
@@ -68,13 +68,14 @@ class MaskedReconstruction:
         return budgets(self.setting.micro_batch_size, *sizes)
 
     def backward(self, model: nn.Module, inputs: list[MaskedInputs]) -> Report:
-        """Add the gradient of the loss averaged over all scored patches of the global batch."""
+        """Add this rank's share of the gradient of the loss averaged over all scored patches of the global batch."""
         assert isinstance(model, AudioMAE)
         world = self.setting.world
         scored = sum(int(micro.restore_lengths.sum()) for micro in inputs)
         if self.config.loss_patches == "all":
             scored += sum(int(micro.visible_lengths.sum()) for micro in inputs)
-        denominator = world.sum_(torch.tensor(float(scored), device=world.device))
+        (scored_everywhere,) = world.total(scored)
+        denominator = scored_everywhere.float()
         by_hand = blocks_by_hand(self.config.blocks, self.config.stash, world.device)
         stash = self.config.stash if by_hand else None
         losses: list[Tensor] = []
@@ -96,7 +97,6 @@ class MaskedReconstruction:
             visible, restore = micro.visible_lengths, micro.restore_lengths
             valid_tokens += int((2 * visible + restore).sum())
             flops += 3 * model.flops(visible, restore)
-        world.sum_gradients_(model)
         return Report({"loss": world.sum_(torch.stack(losses).sum())}, valid_tokens, flops)
 
     def _join(self, masked: MaskedPatches, visible: Tensor, restore: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""What a stage minimises: an objective turns a batch into the gradient of the *global* batch and a report.
+"""What a stage minimises: an objective turns a batch into this rank's share of the *global* gradient and a report.
 
-``prepare`` computes the inputs of a step once (log-mel, patch subsets, targets); ``backward`` leaves the gradient in
-the parameters and can be called again on the same inputs, as SAM does. The trainer knows no stage.
+``prepare`` computes the inputs of a step once (log-mel, patch subsets, targets); ``backward`` adds the gradient to the
+parameters and can be called again on the same inputs, as SAM does; the update sums over ranks. The trainer knows no
+stage.
 """
 
 import contextlib
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batch import AudioTextBatch
+from ..data.frontend import FrontEnd, choose_front_end
 from ..errors import InputError
 from ..kernels import backend
 from ..kernels.layout import LayoutName
-from ..kernels.log_mel import Spectrogram, log_mel
+from ..kernels.log_mel import Spectrogram
 from ..kernels.patch_mask import MaskedPatches, patch_mask
+from ..kernels.precision import autocast
 from ..models.by_hand import Stash
-from .config import Blocks, Precision, RunConfig
+from .config import Blocks, ContrastiveRunConfig, MaeRunConfig, Precision
 from .distributed import World
 from .micro_batches import Limit, cut
 
@@ -41,7 +44,7 @@ class Objective(Protocol):
         ...
 
     def backward(self, model: nn.Module, inputs: Any) -> Report:
-        """Add the global batch's gradient to the parameters' ``grad``."""
+        """Add this rank's share of the global batch's gradient to the parameters' ``grad``; the ranks' sum is it."""
         ...
 
 
@@ -54,22 +57,31 @@ class Setting:
     micro_batch_size: int
     precision: Precision
     layout: LayoutName
+    front_end: FrontEnd
 
     @classmethod
-    def of(cls, config: RunConfig, world: World) -> "Setting":
+    def of(cls, config: MaeRunConfig | ContrastiveRunConfig, world: World) -> "Setting":
         """Take what a run's configuration says about it."""
-        return cls(world, config.seed, config.micro_batch_size, config.precision, config.layout)
+        front_end = choose_front_end(config.data.frontend, world.device)
+        return cls(world, config.seed, config.micro_batch_size, config.precision, config.layout, front_end)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context of a forward pass."""
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
+        return autocast(self.world.device, torch.bfloat16 if self.precision == "bf16" else None)
 
     def micro_batches(self, batch: AudioTextBatch, limits: Sequence[Limit] = ()) -> list[AudioTextBatch]:
         """Cut a batch into forward passes of at most ``micro_batch_size`` clips and within ``limits``."""
         passes = cut(batch.num_clips, self.micro_batch_size, limits)
         return [batch.select(clips.start, clips.stop) for clips in passes]
+
+    def spectrogram(self, batch: AudioTextBatch) -> Spectrogram:
+        """Compute the log-mel of a batch; raises InputError where a clip has no whole patch."""
+        spectrogram = self.front_end(batch.wave, batch.wave_offsets)
+        if bool((spectrogram.patch_counts == 0).any()):
+            raise InputError(
+                "a clip is too short for one patch (2401 samples at 16 kHz); pack again, which leaves it out"
+            )
+        return spectrogram
 
     def mask(self, spectrogram: Spectrogram, keep_counts: Tensor, batch: AudioTextBatch, step: int) -> MaskedPatches:
         """Keep a random subset of each clip's patches."""
@@ -89,11 +101,3 @@ def blocks_by_hand(blocks: Blocks, stash: Stash, device: torch.device) -> bool:
     if blocks == "auto":
         return stash not in (0, 10) or backend.choose("attention", device).path == "fused"
     return blocks == "by_hand"
-
-
-def spectrogram_of(batch: AudioTextBatch) -> Spectrogram:
-    """Compute the log-mel of a batch; raises InputError where a clip has no whole patch."""
-    spectrogram = log_mel(batch.wave, batch.wave_offsets)
-    if bool((spectrogram.patch_counts == 0).any()):
-        raise InputError("a clip is too short for one patch (2401 samples at 16 kHz); pack again, which leaves it out")
-    return spectrogram

@@ -23,7 +23,17 @@ RECORD_FILE = "run.json"
 
 # Fields that change how a run computes or reports, never what: they may differ when it is continued.
 CHANGEABLE_ON_RESUME = frozenset(
-    {"data.workers", "data.prefetch_batches", "device", "log_every_steps", "save_every_steps", "keep_checkpoints"}
+    {
+        "data.loader",
+        "data.max_bad_share",
+        "data.prefetch_batches",
+        "data.workers",
+        "device",
+        "keep_checkpoints",
+        "log_every_steps",
+        "save_every_steps",
+        "update.implementation",
+    }
 )
 
 

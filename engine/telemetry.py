@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from .device_peak import peak_flops
 from .figures import loss_curves
+from .gpus import peak_flops
 
 LOG_FILE = "log.jsonl"
 

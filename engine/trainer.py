@@ -1,6 +1,7 @@
 """The training loop: the same for every stage; a run killed at any moment continues bit-identically."""
 
 import contextlib
+import math
 import os
 import signal
 from dataclasses import dataclass
@@ -9,15 +10,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..data.batch import AudioTextBatch
+from ..data.dali import choose_decoder
 from ..data.loader import Loader, LoaderConfig
 from ..data.shards import Shards
 from ..data.tokens import TOKENIZER_FILE, CaptionTokenizer, resolve_tokenizer
 from ..errors import InputError, RunError
 from ..kernels import backend
-from ..models.audio_mae import AudioMAE
-from ..models.audio_text import AudioText
-from ..models.model_directory import MODEL_FILE, build_network, write_config, write_processor
-from ..models.weights import load_into, load_tensors
+from ..models.model_directory import MODEL_FILE, write_config, write_processor
+from ..models.weights import load_tensors
+from .build import AnyUpdater, Config, build_model, build_objective, build_updater
 from .checkpoint import (
     OPTIMIZER_FILE,
     STATE_FILE,
@@ -28,11 +30,9 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .config import ContrastiveRunConfig, MaeRunConfig, Stage
-from .contrastive_captioning import ContrastiveCaptioning
 from .distributed import World, join_world
 from .initialisation import initialise, tokenizer_spec, write_report
-from .masked_reconstruction import MaskedReconstruction
-from .objective import Objective
+from .objective import Objective, Report
 from .run_directory import (
     RunRecord,
     check_new,
@@ -42,11 +42,10 @@ from .run_directory import (
     read_record,
     write_record,
 )
+from .skip_watch import SkipWatch
 from .stop_request import StopRequest
 from .telemetry import Meter, RunLog
-from .update import Updater
-
-Config = MaeRunConfig | ContrastiveRunConfig
+from .update import Counters, Outcome
 
 
 @dataclass(frozen=True)
@@ -87,11 +86,6 @@ def train(
         world.close()
 
 
-def build_model(config: Config) -> AudioMAE | AudioText:
-    """Build the network of a run on the host, its weights uninitialised."""
-    return build_network(config.model)
-
-
 def _train(
     stage: Stage,
     config: Config,
@@ -104,13 +98,16 @@ def _train(
 ) -> Finished:
     tokenizer, tokenizer_note = _tokenizer(config, shards, init, out if continued else None)
     with contextlib.ExitStack() as cleanup:
-        loader = Loader(shards, _loader_config(config), tokenizer, world.rank, world.size)
+        decoder, loader_note = choose_decoder(config.data.loader, world.device.type, config.data.workers)
+        loader_config = _loader_config(config, world.device)
+        loader = Loader(shards, loader_config, tokenizer, world.rank, world.size, decoder)
         cleanup.callback(loader.close)
+        objective = build_objective(config, world)
         model = build_model(config)
         has_checkpoint = continued and bool(checkpoints(out))
         origins = [] if has_checkpoint else initialise(model, config, init)
-        updater = Updater(model.to(world.device), config.update, config.steps)
-        first_step = _restore(out, model, updater, loader) if has_checkpoint else 0
+        updater = build_updater(model.to(world.device), config, world)
+        first_step = _restore(out, updater, loader) if has_checkpoint else 0
 
         if world.is_main:
             write_record(out, RunRecord(stage, config, str(data), shards.fingerprint, str(init) if init else None))
@@ -126,15 +123,20 @@ def _train(
         world.barrier()
         log = cleanup.enter_context(RunLog(out, stage, config.steps, first_step)) if world.is_main else None
         if log:
-            _introduce(log, config, model, world, [tokenizer_note, *(o.summary(origins) for o in origins)], first_step)
-        return _loop(config, build_objective(config, world), loader, updater, out, first_step, world, log)
+            notes = [loader_note, tokenizer_note, *(origin.summary(origins) for origin in origins)]
+            _introduce(log, config, model, world, notes, first_step)
+        finished = _loop(config, objective, shards, loader, updater, out, first_step, world, log)
+        if log and loader.damage.by_source:
+            log.say(f"damaged members that were replaced: {loader.damage.summary()}")
+        return finished
 
 
 def _loop(
     config: Config,
     objective: Objective,
+    shards: Shards,
     loader: Loader,
-    updater: Updater,
+    updater: AnyUpdater,
     out: Path,
     first_step: int,
     world: World,
@@ -142,14 +144,15 @@ def _loop(
 ) -> Finished:
     def save(step: int) -> None:
         if world.is_main:
+            counters = updater.counters
             state = {
                 "step": step,
                 "loader": loader.state_dict(),
-                "skipped": updater.counters.skipped,
-                "skipped_in_a_row": updater.counters.skipped_in_a_row,
+                "skipped": counters.skipped,
+                "skipped_in_a_row": counters.skipped_in_a_row,
             }
-            tensors = updater.state_tensors()
-            saved = save_checkpoint(out, step, updater.model, tensors, state, keep=config.keep_checkpoints)
+            weights, tensors = updater.weights(), updater.state_tensors()
+            saved = save_checkpoint(out, step, weights, tensors, state, keep=config.keep_checkpoints)
             publish_model(out, saved)
         if log:
             log.draw()
@@ -157,14 +160,14 @@ def _loop(
 
     saved_step = first_step
     meter = Meter(world.device, world.size)
+    watch = SkipWatch(config.update.max_skipped_in_a_row)
     with StopRequest() as stop:
         for step in range(first_step, config.steps):
-            batch = next(loader).to(world.device)
-            inputs = objective.prepare(batch, step)
-            report, outcome = updater.update(step, lambda inputs=inputs: objective.backward(updater.model, inputs))
+            loaded = next(loader)
+            report, outcome = make_step(updater, objective, loaded.to(world.device), step, config)
+            watch.add(step, outcome.skipped_in_a_row, loaded.sample_index)
             done = step + 1
-            gradients = outcome.gradients
-            meter.add(batch.num_clips, report.valid_tokens * gradients, report.model_flops * gradients)
+            meter.add(loaded.num_clips, outcome.valid_tokens, outcome.model_flops)
             if log:
                 log.advance(done)
                 if done % config.log_every_steps == 0 or done == config.steps:
@@ -173,16 +176,14 @@ def _loop(
                         line["sam_loss"] = float(outcome.sam_loss)
                     line |= {
                         "learning_rate": outcome.learning_rate,
-                        "gradient_norm": outcome.gradient_norm,
+                        "gradient_norm": float(outcome.gradient_norm),
                         "skipped_steps": updater.counters.skipped,
                     }
                     log.record({"step": done} | line | meter.rates(loader.wait_seconds))
-            if updater.counters.skipped_in_a_row >= config.update.max_skipped_in_a_row:
-                raise RunError(
-                    f"the gradient was not finite for {updater.counters.skipped_in_a_row} steps in a row; the newest "
-                    f"checkpoint is of step {saved_step}. Lower update.learning_rate or check the data"
-                )
-            stopping = world.any(stop.received is not None) if world.size > 1 else stop.received is not None
+            # Counts reach the ranks at different times, and all must leave at the same step.
+            tripped, stopping = world.any_of(watch.tripped(), stop.received is not None)
+            if tripped:
+                raise _not_finite(watch, out, shards, world, saved_step)
             if done % config.save_every_steps == 0 or done == config.steps or stopping:
                 save(done)
                 saved_step = done
@@ -191,7 +192,17 @@ def _loop(
     return Finished(config.steps, None)
 
 
-def _loader_config(config: Config) -> LoaderConfig:
+def _not_finite(watch: SkipWatch, out: Path, shards: Shards, world: World, saved_step: int) -> RunError:
+    """Save the batches whose gradients were not finite; returns what ends the run."""
+    path = out / (f"skipped_batches.rank{world.rank}.json" if world.size > 1 else "skipped_batches.json")
+    watch.save(path, shards.key)
+    return RunError(
+        f"the gradient was not finite for {watch.in_a_row} steps in a row; the keys of their clips are in {path}, and "
+        f"the newest checkpoint is of step {saved_step}. Lower update.learning_rate or check the data"
+    )
+
+
+def _loader_config(config: Config, device: torch.device) -> LoaderConfig:
     text = config.data if isinstance(config, ContrastiveRunConfig) else None
     return LoaderConfig(
         batch_size=config.batch_size,
@@ -201,14 +212,26 @@ def _loader_config(config: Config) -> LoaderConfig:
         seed=config.seed,
         workers=config.data.workers,
         prefetch_batches=config.data.prefetch_batches,
+        max_bad_share=config.data.max_bad_share,
+        pin_memory=device.type == "cuda",
     )
 
 
-def build_objective(config: Config, world: World) -> Objective:
-    """Build the objective of a run for this rank."""
-    if isinstance(config, MaeRunConfig):
-        return MaskedReconstruction(config.objective, config, world)
-    return ContrastiveCaptioning(config.objective, config, world, config.model.text.dropout)
+def make_step(
+    updater: AnyUpdater, objective: Objective, batch: AudioTextBatch, step: int, config: Config
+) -> tuple[Report, Outcome]:
+    """Make a step; SAM's ascent on a part of the batch draws for its clips what the whole batch draws for them."""
+    inputs = objective.prepare(batch, step)
+    ascending = math.ceil(config.update.ascent_fraction * batch.num_clips)
+
+    def ascent() -> Report:
+        return objective.backward(updater.model, objective.prepare(batch.select(0, ascending), step))
+
+    return updater.update(
+        step,
+        lambda: objective.backward(updater.model, inputs),
+        ascent if ascending < batch.num_clips else None,
+    )
 
 
 def _tokenizer(
@@ -223,14 +246,13 @@ def _tokenizer(
     return resolve_tokenizer(tokenizer_spec(config, init), shards.captions(), config.model.text.vocab_size)
 
 
-def _restore(out: Path, model: nn.Module, updater: Updater, loader: Loader) -> int:
+def _restore(out: Path, updater: AnyUpdater, loader: Loader) -> int:
     checkpoint = latest_checkpoint(out)
     state = load_state(checkpoint)
-    load_into(model, load_tensors(checkpoint / MODEL_FILE), checkpoint / MODEL_FILE)
+    updater.load_weights(load_tensors(checkpoint / MODEL_FILE), checkpoint / MODEL_FILE)
     updater.load_state_tensors(load_tensors(checkpoint / OPTIMIZER_FILE), checkpoint / OPTIMIZER_FILE)
     try:
-        updater.counters.skipped = int(state["skipped"])
-        updater.counters.skipped_in_a_row = int(state["skipped_in_a_row"])
+        updater.counters = Counters(int(state["skipped"]), int(state["skipped_in_a_row"]))
         loader.load_state_dict(state["loader"])
         return int(state["step"])
     except InputError as error:

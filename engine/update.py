@@ -1,70 +1,56 @@
-"""The parameter update: AdamW under a warm-up + cosine schedule, with sharpness-aware minimisation (SAM).
+"""The parameter update on flat buffers: gradient → norm → [perturb → gradient → norm] → AdamW, all on the device.
 
-Reference implementation: per-tensor perturbation, kept copies of the weights, ``torch.optim.AdamW``.
+Nothing here waits for the device or depends on its numbers, so that an update can be captured in a CUDA graph: the
+device counts steps, looks up the learning rate and skips a step whose gradient is not finite. :mod:`.update_per_tensor`
+is the rival.
 """
 
-import contextlib
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..models.tensor_shapes import check_tensors
+from ..kernels.adamw import SKIPPED, SKIPPED_IN_A_ROW, STEPS, adamw_
+from ..kernels.sam import gradient_norm, sam_perturb_
+from ..models.layers import Table
+from .arena import Arena, ParameterGroup
 from .config import UpdateConfig
+from .distributed import World
 from .objective import Report
-
-_ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
-
-
-def learning_rate(step: int, steps: int, config: UpdateConfig) -> float:
-    """Learning rate of optimiser step ``step`` (from 0) of ``steps``: linear warm-up, then a cosine to the floor."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    cosine_steps = steps - 1 - config.warmup_steps
-    progress = (step - config.warmup_steps) / cosine_steps if cosine_steps else 1.0
-    swing = 0.5 * (1.0 + math.cos(math.pi * progress))
-    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * swing
-
-
-def gradient_norm(model: nn.Module) -> Tensor:
-    """Return the L2 norm of all gradients together, a 0-d float32 tensor on the parameters' device."""
-    norms = [torch.linalg.vector_norm(p.grad.float()) for p in model.parameters() if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(norms))
-
-
-@contextlib.contextmanager
-def perturbed(model: nn.Module, rho: float, norm: Tensor) -> Iterator[None]:
-    """Run the body with every weight moved by rho · g / ‖g‖ (SAM's ascent); exactly the old weights come back.
-
-    ``norm`` is ‖g‖ over all parameters and more than 0. The gradients are cleared for the body to fill.
-    """
-    moved = [p for p in model.parameters() if p.grad is not None]
-    saved = [p.detach().clone() for p in moved]
-    try:
-        with torch.no_grad():
-            for parameter in moved:
-                assert parameter.grad is not None
-                parameter.add_(parameter.grad * (rho / norm))
-        model.zero_grad(set_to_none=True)
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, old in zip(moved, saved, strict=True):
-                parameter.copy_(old)
+from .schedule import learning_rate, schedule_table
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an update did: ``gradient_norm`` is of the unperturbed gradient; ``sam_loss`` the loss at SAM's point."""
+    """What an update did; its tensors lie on the device.
+
+    ``gradient_norm`` is that of the first gradient; with SAM it is unperturbed (of ``ascent`` momentum there is no
+    such gradient), and with ``local`` perturbation the sum of the ranks' norms. ``reports`` is one a gradient.
+    ``sam_loss`` is the loss at SAM's point, None without SAM.
+    """
 
     learning_rate: float
-    gradient_norm: float
-    skipped: bool
-    gradients: int
+    gradient_norm: Tensor
+    skipped_in_a_row: Tensor
+    reports: Sequence[Report]
     sam_loss: Tensor | None = None
+
+    @property
+    def valid_tokens(self) -> int:
+        """Valid tokens of all gradients together."""
+        return sum(report.valid_tokens for report in self.reports)
+
+    @property
+    def model_flops(self) -> int:
+        """Model FLOPs of all gradients together."""
+        return sum(report.model_flops for report in self.reports)
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the step was skipped because a gradient was not finite; waits for the device."""
+        return bool(self.skipped_in_a_row > 0)
 
 
 @dataclass
@@ -75,77 +61,128 @@ class Counters:
     skipped_in_a_row: int = 0
 
 
-@dataclass
 class Updater:
-    """Applies updates to a model; its state is the optimiser's and the counters."""
+    """Applies updates to a model, whose parameters become views of its :class:`~.arena.Arena`."""
 
-    model: nn.Module
-    config: UpdateConfig
-    steps: int
-    counters: Counters = field(default_factory=Counters)
+    def __init__(
+        self,
+        model: nn.Module,
+        config: UpdateConfig,
+        steps: int,
+        *,
+        linear_dtype: torch.dtype | None = None,
+        world: World | None = None,
+    ) -> None:
+        """Lay out the arena of a run of ``steps``; ``linear_dtype`` is that in which linear layers compute."""
+        self.model, self.config, self.steps = model, config, steps
+        self.world = world or alone(model)
+        self.arena = Arena(model, parameter_groups(model, config), linear_dtype)
+        self._schedule = schedule_table(steps, config).to(self.arena.master)
+        self._next_step = 0
 
-    def __post_init__(self) -> None:
-        """Build the optimiser."""
-        c = self.config
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=c.learning_rate,
-            betas=(c.beta1, c.beta2),
-            eps=c.eps,
-            weight_decay=c.weight_decay,
-        )
+    def update(
+        self, step: int, gradient: Callable[[], Report], ascent: Callable[[], Report] | None = None
+    ) -> tuple[Report, Outcome]:
+        """Make optimiser step ``step``; returns the report of its first gradient, and what happened.
 
-    def update(self, step: int, gradient: Callable[[], Report]) -> tuple[Report, Outcome]:
-        """Make optimiser step ``step``: gradient → [perturb → gradient → restore] → AdamW.
-
-        ``gradient`` adds the global batch's gradient to the parameters. A step with a gradient that is not finite
-        leaves weights and optimiser as they were and is counted.
+        ``gradient`` adds this rank's share of the global batch's gradient to the parameters' ``grad``; ``ascent``, if
+        given, that which SAM follows. Every parameter takes part; one without a gradient has a zero one, so its moments
+        and weight decay. A step with a gradient that is not finite leaves master and moments as they were and is
+        counted. Whatever ``gradient`` raises, the weights are as before the step.
         """
-        rate = learning_rate(step, self.steps, self.config)
-        self.model.zero_grad(set_to_none=True)
-        report = gradient()
-        norm = gradient_norm(self.model)
-        norm_value = float(norm)
-        sam_loss, gradients = None, 1
-        finite = math.isfinite(norm_value)
-        if finite and self.config.rho > 0.0 and norm_value > 0.0:
-            with perturbed(self.model, self.config.rho, norm):
-                sam_loss, gradients = gradient().losses["loss"], 2
-            finite = math.isfinite(float(gradient_norm(self.model)))
-        if finite:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-        self.model.zero_grad(set_to_none=True)
-        self.counters.skipped += not finite
-        self.counters.skipped_in_a_row = 0 if finite else self.counters.skipped_in_a_row + 1
-        return report, Outcome(rate, norm_value, not finite, gradients, sam_loss)
+        arena, config = self.arena, self.config
+        if step != self._next_step:
+            arena.counts[STEPS].fill_(step)
+        self._next_step = step + 1
+        arena.attach_gradients()
+        reports, ascent_norm = [], None
+        with_sam = config.rho > 0.0 and step % config.sam_every == 0
+        try:
+            if with_sam and config.ascent == "momentum":
+                self._perturb(arena.exp_avg, gradient_norm(arena.exp_avg))
+            elif with_sam:
+                reports.append((ascent or gradient)())
+                ascent_norm = self._ascend()
+            reports.append(gradient())
+            norm = self._norm()
+        except BaseException:
+            arena.restore_copy()
+            arena.gradient.zero_()
+            raise
+        adamw_(
+            *(arena.master, arena.exp_avg, arena.exp_avg_sq, arena.gradient, arena.narrow, arena.wide),
+            *(arena.groups, arena.table, norm, ascent_norm, arena.counts, self._schedule),
+            beta1=config.beta1,
+            beta2=config.beta2,
+            eps=config.eps,
+            clip_norm=config.clip_norm,
+        )
+        rate = learning_rate(step, self.steps, config)
+        in_a_row = arena.counts[SKIPPED_IN_A_ROW].clone()
+        sam_loss = reports[-1].losses["loss"] if with_sam else None
+        first_norm = norm if ascent_norm is None else ascent_norm
+        return reports[0], Outcome(rate, first_norm, in_a_row, tuple(reports), sam_loss)
+
+    def _ascend(self) -> Tensor:
+        """Perturb the copy along the gradient; returns the norm that says whether the gradient was finite."""
+        if self.config.perturbation == "global":
+            norm = self._norm()
+            self._perturb(self.arena.gradient, norm)
+            return norm
+        self.arena.check_gradients()
+        own = gradient_norm(self.arena.gradient)
+        self._perturb(self.arena.gradient, own)
+        return self.world.sum_(own)  # not finite on one rank is not finite on all
+
+    def _norm(self) -> Tensor:
+        """Sum the gradient over ranks; returns its norm."""
+        self.arena.check_gradients()
+        return gradient_norm(self.world.sum_(self.arena.gradient))
+
+    def _perturb(self, direction: Tensor, norm: Tensor) -> None:
+        arena = self.arena
+        zero = direction is arena.gradient
+        sam_perturb_(arena.master, direction, norm, arena.narrow, arena.wide, rho=self.config.rho, zero_direction=zero)
+
+    @property
+    def counters(self) -> Counters:
+        """Skipped steps as the device counted them; waits for it."""
+        _, _, skipped, in_a_row = self.arena.counts.tolist()
+        return Counters(skipped, in_a_row)
+
+    @counters.setter
+    def counters(self, counters: Counters) -> None:
+        self.arena.counts[SKIPPED] = counters.skipped
+        self.arena.counts[SKIPPED_IN_A_ROW] = counters.skipped_in_a_row
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the network's state dict, in the master's precision."""
+        return self.arena.weights()
+
+    def load_weights(self, tensors: dict[str, Tensor], source: Path) -> None:
+        """Copy ``tensors`` into master and copy; raises InputError that names one that does not fit."""
+        self.arena.load_weights(tensors, source)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return the optimiser's moments and step counts, one entry a parameter: ``exp_avg.<name>``, …"""
-        state = {}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                state[f"{key}.{name}"] = value
-        return state
+        """Return moments and step counts, one entry a parameter: ``exp_avg.<name>``, …"""
+        return self.arena.state_tensors()
 
     def load_state_tensors(self, state: dict[str, Tensor], source: Path) -> None:
-        """Restore what :meth:`state_tensors` returned, for every parameter or (before the first update) none.
+        """Restore what :meth:`state_tensors` returned; raises InputError that names a tensor that does not fit."""
+        self.arena.load_state_tensors(state, source)
 
-        Raises InputError that names a tensor that is missing, unexpected or of another shape.
-        """
-        if not state:
-            return
-        parameters = dict(self.model.named_parameters())
-        expected = {
-            f"{key}.{name}": () if key == "step" else tuple(parameter.shape)
-            for name, parameter in parameters.items()
-            for key in _ADAMW_STATE
-        }
-        check_tensors({name: tuple(tensor.shape) for name, tensor in state.items()}, expected, source)
-        for name, parameter in parameters.items():
-            self.optimizer.state[parameter] = {
-                # AdamW keeps its step count on the host.
-                key: state[f"{key}.{name}"].to("cpu" if key == "step" else parameter.device)
-                for key in _ADAMW_STATE
-            }
+
+def parameter_groups(model: nn.Module, config: UpdateConfig) -> list[ParameterGroup]:
+    """Return who decays and who does not, as ``config.no_decay`` says."""
+    tables = {id(p) for module in model.modules() if isinstance(module, Table) for p in module.parameters()}
+    decayed, others = [], []
+    for name, parameter in model.named_parameters():
+        is_exempt = config.no_decay != "none" and parameter.dim() < 2
+        is_exempt |= config.no_decay == "vectors_and_tables" and id(parameter) in tables
+        (others if is_exempt else decayed).append(name)
+    return [ParameterGroup(decayed, config.weight_decay), ParameterGroup(others, 0.0)]
+
+
+def alone(model: nn.Module) -> World:
+    """Return a world of one on the device of ``model``."""
+    return World(0, 1, next(model.parameters()).device)

@@ -112,7 +112,7 @@ def random_cotangent(output: Tensor, seed: int = 0) -> Tensor:
 
 def _to_float64(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
-        return tensor
+        return tensor.clone()  # an op may change its arguments
     return tensor.detach().double().requires_grad_(tensor.requires_grad)
 
 

@@ -11,13 +11,17 @@ from torch.autograd.function import once_differentiable
 from . import backend
 from .checks import check_device, check_dtype, check_shape
 from .library import define
+from .partial_sums import sum_partials
 from .spec import Case, Inputs, MakeInputs, Spec, Work, draw_normal
-from .triton_runtime import cdiv, jit, launch, tl
+from .triton_runtime import cdiv, jit, launch, processors, tl
 
 Activation = Literal["silu", "gelu"]
 
 BLOCK = 1024
-"""Elements of a program: one 16-byte load of 16-bit numbers a thread and operand."""
+"""Elements of a forward program: one 16-byte load of 16-bit numbers a thread and operand."""
+BLOCK_ROWS, BLOCK_N = 8, 256
+PROGRAMS_TOGETHER = 4
+"""Backward programs of a multiprocessor, enough loads in flight to keep memory busy."""
 _SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 _RSQRT_TWO_PI = tl.constexpr(1.0 / math.sqrt(2.0 * math.pi))
 
@@ -29,6 +33,13 @@ def _gate(x, KIND: tl.constexpr):
 
 
 @jit
+def gate_and_slope(x, KIND: tl.constexpr):
+    """Return the gate, and the derivative of x · gate: gate + x · gate'."""
+    gate = _gate(x, KIND)
+    return gate, gate + x * (gate * (1.0 - gate) if KIND == "silu" else tl.exp(-0.5 * x * x) * _RSQRT_TWO_PI)
+
+
+@jit
 def activation_fwd_kernel(pre, out, n, KIND: tl.constexpr, BLOCK: tl.constexpr):
     """Write out = pre · gate(pre)."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -36,17 +47,42 @@ def activation_fwd_kernel(pre, out, n, KIND: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + i, (x * _gate(x, KIND)).to(out.dtype.element_ty), i < n)
 
 
-@jit
-def activation_bwd_kernel(d_out, pre, d_pre, out, n, KIND: tl.constexpr, BLOCK: tl.constexpr):
-    """Write d_pre = d_out · (gate + pre · gate'), and out = pre · gate where somebody asks for it."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(pre + i, i < n, other=0.0).to(tl.float32)
-    gate = _gate(x, KIND)
-    slope = gate + x * (gate * (1.0 - gate) if KIND == "silu" else tl.exp(-0.5 * x * x) * _RSQRT_TWO_PI)
-    gradient = tl.load(d_out + i, i < n, other=0.0).to(tl.float32) * slope
-    tl.store(d_pre + i, gradient.to(d_pre.dtype.element_ty), i < n)
-    if out is not None:
-        tl.store(out + i, (x * gate).to(out.dtype.element_ty), i < n)
+@jit(do_not_specialize=["rows"])
+def activation_bwd_kernel(
+    d_out,  # [rows, N]
+    pre,  # [rows, N]
+    d_pre,  # [rows, N]
+    out,  # [rows, N] or None
+    partials,  # float32 [splits, N] or None
+    rows,
+    N: tl.constexpr,
+    KIND: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Walk over every n-th block of rows, n the number of splits, in BLOCK_N columns.
+
+    Write d_pre = d_out · (gate + pre · gate'), and where somebody asks for them out = pre · gate and d_pre's sums.
+    """
+    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_column = column < N
+    sums = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
+    blocks = tl.cdiv(rows, BLOCK_ROWS)
+    for tile in tl.range(tl.program_id(0), blocks, tl.num_programs(0), num_stages=STAGES):  # type: ignore[misc]
+        row = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        mask = (row < rows)[:, None] & in_column[None, :]
+        i = row.to(tl.int64)[:, None] * N + column[None, :]
+        x = tl.load(pre + i, mask, other=0.0).to(tl.float32)
+        gate, slope = gate_and_slope(x, KIND)
+        gradient = tl.load(d_out + i, mask, other=0.0).to(tl.float32) * slope
+        tl.store(d_pre + i, gradient.to(d_pre.dtype.element_ty), mask)
+        if out is not None:
+            tl.store(out + i, (x * gate).to(out.dtype.element_ty), mask)
+        if partials is not None:
+            sums += gradient
+    if partials is not None:
+        tl.store(partials + tl.program_id(0).to(tl.int64) * N + column, tl.sum(sums, 0), in_column)
 
 
 def activation_fwd(pre: Tensor, kind: str) -> Tensor:
@@ -56,28 +92,49 @@ def activation_fwd(pre: Tensor, kind: str) -> Tensor:
     return out
 
 
-def activation_bwd(d_out: Tensor, pre: Tensor, kind: str, value: bool) -> tuple[Tensor, Tensor]:
-    """Launch the backward kernel on contiguous tensors: d_pre, and with ``value`` the forward's out, else ``[0]``."""
-    d_pre, out = _bwd_outputs(d_out, pre, kind, value)
+def activation_bwd(
+    d_out: Tensor, pre: Tensor, kind: str, value: bool, sums: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch the backward kernel on contiguous ``[..., N]``: d_pre; with ``value`` the forward's out, else ``[0]``.
+
+    With a dtype ``sums`` the third is d_pre summed over rows in float32, ``[N]``: the gradient of a bias; else ``[0]``.
+    """
+    d_pre, out, total = _bwd_outputs(d_out, pre, kind, value, sums)
+    width = pre.shape[-1] if pre.dim() else 1
+    rows = pre.numel() // max(width, 1)
+    tiles = max(cdiv(width, BLOCK_N), 1)
+    splits = min(cdiv(rows, BLOCK_ROWS), cdiv(PROGRAMS_TOGETHER * processors(pre.device), tiles))
+    partials = None if sums is None else torch.empty((splits, width), dtype=torch.float32, device=pre.device)
     launch(
         activation_bwd_kernel,
-        (cdiv(pre.numel(), BLOCK),),
-        *(d_out, pre, d_pre, out if value else None, pre.numel()),
+        (splits, tiles),
+        *(d_out, pre, d_pre, out if value else None, partials, rows),
+        N=width,
         KIND=kind,
-        BLOCK=BLOCK,
+        BLOCK_ROWS=BLOCK_ROWS,
+        BLOCK_N=BLOCK_N,
+        STAGES=3,
     )
-    return d_pre, out
+    if partials is not None:
+        sum_partials(partials, total)
+    return d_pre, out, total
 
 
-def _bwd_outputs(_d_out: Tensor, pre: Tensor, _kind: str, value: bool) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(pre), torch.empty_like(pre) if value else pre.new_empty(0)
+def _bwd_outputs(
+    _d_out: Tensor, pre: Tensor, _kind: str, value: bool, sums: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    empty = pre.new_empty(0)
+    d_pre, out = torch.empty_like(pre), torch.empty_like(pre) if value else empty
+    return d_pre, out, pre.new_empty(0) if sums is None else pre.new_empty(pre.shape[-1], dtype=sums)
 
 
 activation_fwd_op = define(
     "activation_fwd(Tensor pre, str kind) -> Tensor", activation_fwd, lambda pre, kind: torch.empty_like(pre)
 )
 activation_bwd_op = define(
-    "activation_bwd(Tensor d_out, Tensor pre, str kind, bool value) -> (Tensor, Tensor)", activation_bwd, _bwd_outputs
+    "activation_bwd(Tensor d_out, Tensor pre, str kind, bool value, ScalarType? sums) -> (Tensor, Tensor, Tensor)",
+    activation_bwd,
+    _bwd_outputs,
 )
 
 
@@ -96,7 +153,7 @@ class ActivationFunction(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         """The value is not made again: nobody here needs it."""
         (pre,) = ctx.saved_tensors
-        return activation_bwd_op(gradients[0].contiguous(), pre, ctx.kind, False)[0], None
+        return activation_bwd_op(gradients[0].contiguous(), pre, ctx.kind, False, None)[0], None
 
 
 def activation(pre: Tensor, kind: Activation) -> Tensor:
@@ -109,11 +166,12 @@ def activation(pre: Tensor, kind: Activation) -> Tensor:
     return _dispatch(pre, kind)
 
 
-def activation_backward(d_out: Tensor, pre: Tensor, kind: Activation) -> tuple[Tensor, Tensor]:
-    """Return the gradient of ``pre``, d_out · activation'(pre), and the activation itself, outside of autograd.
+def activation_backward(d_out: Tensor, pre: Tensor, kind: Activation) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradient of ``pre``, d_out · activation'(pre), the activation itself, and the gradient's sums.
 
-    ``d_out`` and ``pre`` have one shape and dtype. The gradient of the weights that read the activation needs its
-    value, which the forward pass then need not keep. Raises what :func:`activation` does.
+    Outside of autograd; ``d_out`` and ``pre`` have one shape ``[..., N]`` and dtype. The gradient of the weights that
+    read the activation needs its value, which the forward pass then need not keep; the sums ``[N]`` over all rows,
+    float32 or wider, are the gradient of a bias in ``pre``. Raises what :func:`activation` does.
     """
     check_activation("activation_backward", "kind", kind)
     check_shape("activation_backward", "d_out", d_out, pre.shape)
@@ -121,10 +179,11 @@ def activation_backward(d_out: Tensor, pre: Tensor, kind: Activation) -> tuple[T
     check_device("activation_backward", "pre", pre.device, d_out=d_out)
     if backend.choose("activation", pre.device).path == "fused":
         check_dtype("activation_backward", "pre", pre)
-        return activation_bwd_op(d_out.contiguous(), pre.contiguous(), kind, True)
+        return activation_bwd_op(d_out.contiguous(), pre.contiguous(), kind, True, torch.float32)
     aten = torch.ops.aten
     d_pre = aten.silu_backward(d_out, pre) if kind == "silu" else aten.gelu_backward(d_out, pre)
-    return d_pre, activation_reference(pre, kind)
+    wide = torch.promote_types(pre.dtype, torch.float32)
+    return d_pre, activation_reference(pre, kind), d_pre[None].flatten(0, -2).sum(0, dtype=wide)
 
 
 def check_activation(op: str, name: str, kind: str) -> None:

@@ -12,6 +12,7 @@ from . import backend
 from .attention_pool_ops import MAX_QUERY_BYTES, MAX_WIDTH, attention_pool_bwd_op, attention_pool_fwd_op, query_bytes
 from .checks import check_device, check_dtype, check_layout, check_shape
 from .layout import Layout, Packed, pad, padded_layout
+from .precision import autocast_dtype, gradient_dtype
 from .spec import Case, ErrorBudget, Inputs, MakeInputs, Spec, Work, draw_normal
 
 
@@ -33,6 +34,7 @@ class AttentionPoolFunction(torch.autograd.Function):
         """Run forward and keep tokens, weights and what was pooled."""
         out, *kept = attention_pool_fwd_op(hidden, query, key_weight, value_weight, value_bias, heads, *rest)
         mask, cu_seqlens, _, ctx.longest, _ = rest
+        ctx.parameter_dtypes = gradient_dtype(key_weight), gradient_dtype(value_weight)
         ctx.save_for_backward(hidden, query, key_weight, value_weight, *kept, mask, cu_seqlens, key_bias)
         return out
 
@@ -42,7 +44,7 @@ class AttentionPoolFunction(torch.autograd.Function):
         """Run backward. A key bias shifts all scores of a head alike: its gradient is zero."""
         *saved, key_bias = ctx.saved_tensors
         d_hidden, d_query, d_key_weight, d_value_weight, d_value_bias = attention_pool_bwd_op(
-            d_out.contiguous(), *saved, ctx.longest
+            d_out.contiguous(), *saved, ctx.longest, *ctx.parameter_dtypes
         )
         d_key_bias = torch.zeros_like(key_bias)
         return d_hidden, d_query, d_key_weight, d_key_bias, d_value_weight, d_value_bias, *[None] * 6
@@ -112,14 +114,13 @@ def _attention_pool_cuda(
     heads: int,
     layout: Layout,
 ) -> Tensor:
-    op, width, device = "attention_pool", hidden.shape[-1], hidden.device.type
+    op, width = "attention_pool", hidden.shape[-1]
     operands = {"hidden": hidden, "query": query, "key_weight": key_weight, "value_weight": value_weight}
     for name, tensor in operands.items():
         check_dtype(op, name, tensor)
     check_dtype(op, "key_bias", key_bias, (key_weight.dtype,))
     check_dtype(op, "value_bias", value_bias, (value_weight.dtype,))
-    autocast = device != "meta" and torch.is_autocast_enabled(device)  # meta has none
-    dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
+    dtype = autocast_dtype(hidden.device) or hidden.dtype
     if not 1 <= width <= MAX_WIDTH:
         raise ValueError(f"{op}: hidden is {width} wide, expected 1 to {MAX_WIDTH}")
     if query_bytes(width, heads, dtype) > MAX_QUERY_BYTES:

@@ -68,8 +68,10 @@ def attention_pool_bwd(
     mask: Tensor | None,
     cu_seqlens: Tensor | None,
     longest: int,
+    key_dtype: torch.dtype,
+    value_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of hidden, query, key weight, value weight and value bias (in the value weight's dtype)."""
+    """Return the gradients of hidden, query, key weight (in ``key_dtype``), value weight and bias (``value_dtype``)."""
     (heads, sequences, width), dtype = pooled.shape, absorbed.dtype
     d_values = d_out.view(sequences, heads, width // heads).transpose(0, 1)
     d_pooled = torch.bmm(d_values, _by_head(value_weight, heads, dtype))
@@ -93,9 +95,9 @@ def attention_pool_bwd(
     return (
         d_hidden,
         d_query.to(query.dtype),
-        d_key_weight.to(key_weight.dtype),
-        d_value_weight.to(value_weight.dtype),
-        d_out.sum(0, dtype=torch.float32).to(value_weight.dtype),
+        d_key_weight.to(key_dtype),
+        d_value_weight.to(value_dtype),
+        d_out.sum(0, dtype=torch.float32).to(value_dtype),
     )
 
 
@@ -148,12 +150,28 @@ def _fwd_outputs(
 
 
 def _bwd_outputs(
-    d_out: Tensor, hidden: Tensor, query: Tensor, key_weight: Tensor, value_weight: Tensor, *_rest: object
+    d_out: Tensor,
+    hidden: Tensor,
+    query: Tensor,
+    key_weight: Tensor,
+    value_weight: Tensor,
+    absorbed: Tensor,
+    pooled: Tensor,
+    statistics: Tensor,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    longest: int,
+    key_dtype: torch.dtype,
+    value_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    d_hidden, d_query, d_key_weight, d_value_weight = (
-        torch.empty_like(tensor) for tensor in (hidden, query, key_weight, value_weight)
+    d_value_weight = torch.empty_like(value_weight, dtype=value_dtype)
+    return (
+        torch.empty_like(hidden),
+        torch.empty_like(query),
+        torch.empty_like(key_weight, dtype=key_dtype),
+        d_value_weight,
+        d_value_weight.new_empty(len(d_value_weight)),
     )
-    return d_hidden, d_query, d_key_weight, d_value_weight, value_weight.new_empty(value_weight.shape[0])
 
 
 attention_pool_fwd_op = define(
@@ -165,8 +183,8 @@ attention_pool_fwd_op = define(
 )
 attention_pool_bwd_op = define(
     "attention_pool_bwd(Tensor d_out, Tensor hidden, Tensor query, Tensor key_weight, Tensor value_weight, "
-    "Tensor absorbed, Tensor pooled, Tensor statistics, Tensor? mask, Tensor? cu_seqlens, SymInt longest) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor absorbed, Tensor pooled, Tensor statistics, Tensor? mask, Tensor? cu_seqlens, SymInt longest, "
+    "ScalarType key_dtype, ScalarType value_dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     attention_pool_bwd,
     _bwd_outputs,
 )

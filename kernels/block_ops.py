@@ -12,10 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import backend
-from .column_sum import column_sum_op
+from .activation import Activation, activation, activation_backward
 from .dropout import DropoutKey, OpArguments, dropout_reference, op_arguments
 from .layer_norm_triton import layer_norm_bwd_op, layer_norm_fwd_op
 from .layout import Layout
+from .linear_steps import (
+    activated_input_gradient,
+    activated_product,
+    added_product,
+    bias_gradient,
+    input_gradient,
+    product,
+)
+from .products import add_product_
 
 
 @dataclass(frozen=True)
@@ -108,27 +117,69 @@ def norm_backward(
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return x @ weight.T + bias in ``x``'s dtype: ``x`` ``[..., K]``, ``weight`` ``[N, K]``, ``bias`` ``[N]``."""
-    return F.linear(x, weight.to(x.dtype), bias.to(x.dtype))
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    if not _is_fused("linear", x):
+        return F.linear(x, weight, bias)
+    return product(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], weight.shape[0])
 
 
-def linear_input_gradient(d_y: Tensor, weight: Tensor) -> Tensor:
-    """Return d_y @ weight, the gradient of what :func:`linear_forward` read."""
-    return d_y @ weight.to(d_y.dtype)
+def linear_add_forward(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor | None:
+    """Return residual + x @ weight.T + bias where one kernel computes it, else None: the next norm adds for less."""
+    if not _is_fused("linear", x):
+        return None
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    out = added_product(x.flatten(0, -2), weight, bias, residual.flatten(0, -2))
+    return None if out is None else out.view(residual.shape)
+
+
+def linear_activation_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, kind: Activation, keep: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return activation(x @ weight.T + bias), and with ``keep`` what the activation read, else None."""
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    if not _is_fused("linear", x):
+        pre = F.linear(x, weight, bias)
+        return activation(pre, kind), pre if keep else None
+    out, pre = activated_product(x.flatten(0, -2), weight, bias, kind, keep)
+    shape = *x.shape[:-1], weight.shape[0]
+    return out.view(shape), None if pre is None else pre.view(shape)
+
+
+def linear_input_gradient(d_y: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
+    """Return d_y @ weight, the gradient of what a linear map read, added to ``residual`` where there is one."""
+    weight = weight.to(d_y.dtype)
+    if _is_fused("linear", d_y):
+        added = None if residual is None else residual.flatten(0, -2)
+        return input_gradient(d_y.flatten(0, -2), weight, added).view(*d_y.shape[:-1], weight.shape[1])
+    d_x = d_y @ weight
+    return d_x if residual is None else residual + d_x
+
+
+def linear_activation_input_gradient(
+    d_y: Tensor, weight: Tensor, pre: Tensor, kind: Activation
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return d_pre = (d_y @ weight) · activation'(pre), activation(pre), and Σ d_pre over rows, float32 or wider.
+
+    For a linear map that read activation(pre); the sum is the gradient of the bias in ``pre``.
+    """
+    weight = weight.to(d_y.dtype)
+    if not _is_fused("linear", d_y):
+        return activation_backward(d_y @ weight, pre, kind)
+    d_pre, value, sums = activated_input_gradient(d_y.flatten(0, -2), weight, pre.flatten(0, -2), kind)
+    return d_pre.view(pre.shape), value.view(pre.shape), sums
 
 
 def linear_parameter_gradients(d_y: Tensor, x: Tensor, d_weight: Tensor, d_bias: Tensor) -> None:
     """d_weight += d_yᵀ @ x and d_bias += Σ d_y, products of bf16 summed in the buffer's dtype."""
+    linear_weight_gradient(d_y, x, d_weight)
+    rows = d_y.flatten(0, -2)
+    d_bias += bias_gradient(rows, d_bias.dtype) if _is_fused("linear", rows) else rows.sum(0, dtype=d_bias.dtype)
+
+
+def linear_weight_gradient(d_y: Tensor, x: Tensor, d_weight: Tensor) -> None:
+    """d_weight += d_yᵀ @ x, products of bf16 summed in the buffer's dtype."""
     rows, x_rows = d_y.flatten(0, -2), x.flatten(0, -2)
-    if rows.dtype == d_weight.dtype:
-        d_weight.addmm_(rows.T, x_rows)
-    elif rows.is_cuda:
-        torch.addmm(d_weight, rows.T, x_rows, out_dtype=d_weight.dtype, out=d_weight)
-    else:
-        d_weight.addmm_(rows.T.to(d_weight.dtype), x_rows.to(d_weight.dtype))
-    if _is_fused("linear", rows):
-        d_bias += column_sum_op(rows.contiguous(), d_bias.dtype)
-    else:
-        d_bias += rows.sum(0, dtype=d_bias.dtype)
+    add_product_(d_weight, rows.T, x_rows)
 
 
 def _op_arguments(dropout: Dropout | None, rows: Tensor) -> OpArguments:

@@ -1,8 +1,8 @@
 """Linear map with bias and an optional activation: the GEMM of every projection and feed-forward layer.
 
-On CUDA cuBLAS multiplies, through torch, and adds the bias in its epilogue: nothing written in Triton has been measured
-to be faster at these widths, and a choice between them needs a measurement. What surrounds the products is fused: the
-activation and its gradient are one pass each, and the gradient of the bias reads that of the output once.
+On CUDA cuBLAS multiplies, through torch, or our own kernel: :mod:`.linear_choice` has the table. What surrounds the
+products is fused: the activation and its gradient are one pass each or none, and the gradient of the bias comes with
+that of the activation.
 """
 
 from typing import Any
@@ -13,26 +13,37 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import backend
-from .activation import Activation, activation_bwd_op, activation_fwd_op, activation_reference, check_activation
+from .activation import Activation, activation_bwd_op, activation_reference, check_activation
 from .checks import check_device, check_dtype, check_shape
-from .column_sum import column_sum_op
+from .linear_choice import LinearProvider, linear_provider_asked, linear_variants
+from .linear_steps import activated_product, bias_gradient, input_gradient, product, weight_gradient
+from .precision import autocast_dtype, gradient_dtype
 from .spec import Case, Inputs, MakeInputs, Spec, Work, draw_normal
 
 
 class LinearFunction(torch.autograd.Function):
-    """The product in dtype ``products``, and its gradients in the operands' dtypes; ``x`` is ``[rows, K]``."""
+    """The product in dtype ``products``, its gradients in the dtypes asked for; ``x`` is ``[rows, K]``."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, activation: Activation | None, products: torch.dtype
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        activation: Activation | None,
+        products: torch.dtype,
+        asked: LinearProvider | None,
     ) -> Tensor:
-        """Keep the operands as multiplied, and what the activation reads."""
-        ctx.dtypes = x.dtype, weight.dtype, bias.dtype
-        ctx.activation = activation
-        x, weight = x.to(products), weight.to(products)
-        pre = torch.addmm(bias.to(products), x, weight.T)
-        ctx.save_for_backward(x, weight, pre if activation else None)
-        return activation_fwd_op(pre, activation) if activation else pre
+        """Keep the operands as multiplied, and what the activation reads; ``asked`` multiplies in backward, too."""
+        ctx.dtypes = x.dtype, gradient_dtype(weight), gradient_dtype(bias)
+        ctx.activation, ctx.asked = activation, asked
+        x, weight, bias = x.to(products), weight.to(products), bias.to(products)
+        if activation:
+            out, pre = activated_product(x, weight, bias, activation, True, asked)
+        else:
+            out, pre = product(x, weight, bias, asked), None
+        ctx.save_for_backward(x, weight, pre)
+        return out
 
     @staticmethod
     @once_differentiable
@@ -41,13 +52,15 @@ class LinearFunction(torch.autograd.Function):
         x, weight, pre = ctx.saved_tensors
         x_dtype, weight_dtype, bias_dtype = ctx.dtypes
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        d_pre = gradients[0].contiguous()
+        d_pre, d_bias = gradients[0].contiguous(), None
         if ctx.activation:
-            d_pre, _ = activation_bwd_op(d_pre, pre, ctx.activation, False)
-        d_x = (d_pre @ weight).to(x_dtype) if needs_x else None
-        d_weight = _weight_gradient(d_pre, x, weight_dtype) if needs_weight else None
-        d_bias = column_sum_op(d_pre, bias_dtype) if needs_bias else None
-        return d_x, d_weight, d_bias, None, None
+            sums = bias_dtype if needs_bias else None
+            d_pre, _, d_bias = activation_bwd_op(d_pre, pre, ctx.activation, False, sums)
+        elif needs_bias:
+            d_bias = bias_gradient(d_pre, bias_dtype)
+        d_x = input_gradient(d_pre, weight, None, ctx.asked).to(x_dtype) if needs_x else None
+        d_weight = weight_gradient(d_pre, x, weight_dtype) if needs_weight else None
+        return d_x, d_weight, d_bias if needs_bias else None, None, None, None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation | None = None) -> Tensor:
@@ -72,26 +85,23 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor, activation: Activa
 
 
 def _linear_cuda(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation | None) -> Tensor:
-    for name, tensor in {"x": x, "weight": weight, "bias": bias}.items():
-        check_dtype("linear", name, tensor)
-    device = x.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):  # meta has none
-        products = torch.get_autocast_dtype(device)
-    else:
-        products = x.dtype
-        check_dtype("linear", "weight", weight, (products,))
-        check_dtype("linear", "bias", bias, (products,))
-    out = LinearFunction.apply(x.reshape(-1, x.shape[-1]), weight, bias, activation, products)
+    products = products_dtype("linear", x, weight=weight, bias=bias)
+    out = LinearFunction.apply(x.reshape(-1, x.shape[-1]), weight, bias, activation, products, linear_provider_asked())
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
-def _weight_gradient(d_pre: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return d_preᵀ @ x in ``dtype``: where that is float32, products of 16-bit numbers are not rounded in between."""
-    if dtype != torch.float32:
-        return (d_pre.T @ x).to(dtype)
-    if d_pre.is_cuda and d_pre.dtype != dtype:
-        return torch.mm(d_pre.T, x, out_dtype=dtype)
-    return d_pre.T.float() @ x.float()
+def products_dtype(op: str, x: Tensor, **parameters: Tensor) -> torch.dtype:
+    """Return the dtype in which ``op`` multiplies: autocast's where it is on, else that of ``x``.
+
+    Raises ValueError for a dtype the kernels do not take, and without autocast for one that is not that of ``x``.
+    """
+    for name, tensor in {"x": x, **parameters}.items():
+        check_dtype(op, name, tensor)
+    if (products := autocast_dtype(x.device)) is not None:
+        return products
+    for name, tensor in parameters.items():
+        check_dtype(op, name, tensor, (x.dtype,))
+    return x.dtype
 
 
 _dispatch = backend.register("linear", reference=linear_reference, fused={"cuda": _linear_cuda})
@@ -137,4 +147,5 @@ SPEC = Spec(
     ),
     forward=_forward_work,
     backward=_backward_work,
+    variants=linear_variants(linear),
 )

@@ -16,6 +16,7 @@ from .checks import check_device, check_dtype, check_shape
 from .layout import Packed, Patches, PatchPositions, pad, padded_layout
 from .log_mel import FREQ_PATCHES, PATCH_PIXELS
 from .patch_embed_triton import patch_embed_bwd_op, patch_embed_fwd_op
+from .precision import autocast_dtype, gradient_dtype
 from .sincos import sincos_embedding
 from .spec import Case, Inputs, MakeInputs, Spec, Work, draw_normal
 
@@ -28,7 +29,7 @@ class PatchEmbedFunction(torch.autograd.Function):
         """Run forward and keep the pixels."""
         _, freq, ctx.products, _ = rest
         ctx.save_for_backward(values, weight, freq)
-        ctx.freq_dtype = freq_embedding.dtype
+        ctx.freq_dtype, ctx.weight_dtype = freq_embedding.dtype, gradient_dtype(weight)
         return patch_embed_fwd_op(values, weight, bias, freq_embedding, *rest)
 
     @staticmethod
@@ -37,10 +38,10 @@ class PatchEmbedFunction(torch.autograd.Function):
         """Run backward; pixels have a gradient where it is asked for, which training does not."""
         values, weight, freq = ctx.saved_tensors
         d_tokens, width = d_tokens.contiguous(), weight.shape[0]
-        dtype = torch.promote_types(weight.dtype, ctx.freq_dtype)
+        dtype = torch.promote_types(ctx.weight_dtype, ctx.freq_dtype)
         flat = patch_embed_bwd_op(d_tokens, values, freq, ctx.products, dtype)
         d_weight, d_freq, d_bias = flat.split([weight.numel(), FREQ_PATCHES * width, width])
-        d_weight, d_bias = d_weight.view_as(weight).to(weight.dtype), d_bias.to(weight.dtype)
+        d_weight, d_bias = d_weight.view_as(weight).to(ctx.weight_dtype), d_bias.to(ctx.weight_dtype)
         d_values = None
         if ctx.needs_input_grad[0]:
             d_values = (d_tokens.to(ctx.products) @ weight.to(ctx.products)).to(values.dtype)
@@ -86,9 +87,7 @@ def _patch_embed_cuda(patches: Patches, weight: Tensor, bias: Tensor, freq_embed
     check_dtype("patch_embed", "bias", bias, (weight.dtype,))
     for name, tensor in {"time": positions.time, "freq": positions.freq}.items():
         check_dtype("patch_embed", f"patches.positions.{name}", tensor, (torch.int64,))
-    device = values.device.type
-    autocast = device != "meta" and torch.is_autocast_enabled(device)
-    products = torch.get_autocast_dtype(device) if autocast else weight.dtype
+    products = autocast_dtype(values.device) or weight.dtype
     tokens = PatchEmbedFunction.apply(
         values.reshape(-1, PATCH_PIXELS).contiguous(),
         weight.contiguous(),

@@ -12,7 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from . import backend
 from .checks import check_device, check_dtype, check_shape
-from .patch_mse_triton import MAX_WIDTH, patch_mse_fwd_op, patch_mse_scale_op
+from .gradient_scale import scale_gradient_op
+from .patch_mse_triton import MAX_WIDTH, patch_mse_fwd_op
 from .precision import at_least_float32
 from .spec import Case, Inputs, MakeInputs, Spec, Work, draw_normal
 
@@ -38,7 +39,7 @@ class PatchMSEFunction(torch.autograd.Function):
         if d_prediction is None:
             _, d_prediction = patch_mse_fwd_op(*ctx.saved_tensors, *ctx.constants)
         ctx.d_prediction = None
-        patch_mse_scale_op(d_prediction, d_loss)
+        scale_gradient_op(d_prediction, d_loss)
         return d_prediction, *[None] * 7
 
 

@@ -1,4 +1,4 @@
-"""Kernels of :mod:`.patch_mse`, their launchers and ops: the gradient is written beside the loss, then scaled."""
+"""Kernel of :mod:`.patch_mse`, its launcher and op: the gradient is written beside the loss."""
 
 import torch
 from torch import Tensor
@@ -60,22 +60,6 @@ def patch_mse_fwd_kernel(
     tl.store(partials + tl.program_id(0), tl.sum(squares, 0) * scale)
 
 
-@jit(do_not_specialize=["rows"])
-def patch_mse_scale_kernel(
-    d_prediction, d_loss, rows, W: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_ROWS: tl.constexpr
-):
-    """Multiply ``d_prediction`` ``[rows, W]`` by the scalar ``d_loss``; where that is 1, read it and do nothing."""
-    factor = tl.load(d_loss)
-    if factor != 1.0:
-        column = tl.arange(0, BLOCK_W)
-        for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
-            row = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-            mask = (row < rows)[:, None] & (column < W)[None, :]
-            place = d_prediction + row.to(tl.int64)[:, None] * W + column[None, :]
-            scaled = tl.load(place, mask).to(tl.float32) * factor
-            tl.store(place, scaled.to(d_prediction.dtype.element_ty), mask)
-
-
 def patch_mse_fwd(
     prediction: Tensor,
     target: Tensor,
@@ -106,14 +90,6 @@ def patch_mse_fwd(
     return loss, d_prediction
 
 
-def patch_mse_scale_(d_prediction: Tensor, d_loss: Tensor) -> None:
-    """Launch the scaling of ``d_prediction`` in place."""
-    rows, width = d_prediction.shape
-    tiles = _tiles(width)
-    programs = min(cdiv(rows, tiles["BLOCK_ROWS"]), 4 * processors(d_prediction.device))
-    launch(patch_mse_scale_kernel, (programs,), d_prediction, d_loss, rows, **tiles)
-
-
 def _tiles(width: int) -> dict[str, int]:
     """Rows and warps of a program: 2048 elements on 4 warps, 16 a thread, or one row where that is more."""
     block = next_power_of_two(width)
@@ -134,16 +110,9 @@ def _fwd_outputs(
     return loss, torch.empty_like(prediction) if with_gradient else prediction.new_empty(0)
 
 
-def _nothing(d_prediction: Tensor, d_loss: Tensor) -> None:
-    return None
-
-
 patch_mse_fwd_op = define(
     "patch_mse_fwd(Tensor prediction, Tensor target, Tensor selected, Tensor? denominator, float fixed_denominator, "
     "bool unbiased, float eps, bool with_gradient) -> (Tensor, Tensor)",
     patch_mse_fwd,
     _fwd_outputs,
-)
-patch_mse_scale_op = define(
-    "patch_mse_scale_(Tensor(a!) d_prediction, Tensor d_loss) -> ()", patch_mse_scale_, _nothing
 )

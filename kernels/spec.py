@@ -3,6 +3,7 @@
 Tests, benches, the compile gate and ``cacophony parity`` iterate over the specs; an op's file ends with its ``SPEC``.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -66,6 +67,17 @@ class ErrorBudget:
         return self.factor * reference_error + self.floor_ulps * torch.finfo(dtype).eps * largest
 
 
+@dataclass(frozen=True)
+class Variant:
+    """One of several ways in which an op can run fused, asked for by ``name``."""
+
+    name: str
+    op: Callable[..., Any] = field(repr=False)
+    """Called as the SPEC's."""
+    tensor_cores: bool = False
+    """As the SPEC's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spec:
     """An op's promises; ``op`` is the public function, ``reference`` the plain PyTorch one with the same arguments."""
@@ -83,6 +95,8 @@ class Spec:
     sizes_from_host: bool = False
     """Whether the op takes sizes from numbers in host tensors, to prepare a step's inputs: its launches can be traced
     and it never waits for the device, but the public function cannot be inside ``torch.compile(fullgraph=True)``."""
+    variants: tuple[Variant, ...] = ()
+    """Our own choices, between which a table decides for ``op``: tested, compiled and timed as it is."""
     rivals: Mapping[str, Callable[..., Any]] = field(repr=False, default_factory=dict)
     """Other people's implementations by name, called as ``op``; each imports its package when called."""
     rivals_checked_on: Callable[[Inputs], Inputs] | None = field(repr=False, default=None)
@@ -92,3 +106,10 @@ class Spec:
     def case(self, name: str) -> Case:
         """Return the case called ``name``."""
         return next(case for case in self.cases if case.name == name)
+
+    def variant_specs(self) -> dict[str, "Spec"]:
+        """Return this SPEC for each of its variants."""
+        return {
+            variant.name: dataclasses.replace(self, op=variant.op, tensor_cores=variant.tensor_cores, variants=())
+            for variant in self.variants
+        }

@@ -2,6 +2,7 @@
 
 from . import (
     activation,
+    adamw,
     attention,
     attention_pool,
     caption_loss,
@@ -11,9 +12,11 @@ from . import (
     linear,
     log_mel,
     mae_decoder_input,
+    mlp,
     patch_embed,
     patch_mask,
     patch_mse,
+    sam,
 )
 from .spec import Spec
 
@@ -26,10 +29,14 @@ SPECS: tuple[Spec, ...] = (
     mae_decoder_input.SPEC,
     patch_mse.SPEC,
     linear.SPEC,
+    mlp.SPEC,
     activation.SPEC,
     attention.SPEC,
     attention_pool.SPEC,
     dropout.SPEC,
     info_nce.SPEC,
     caption_loss.SPEC,
+    sam.NORM_SPEC,
+    sam.PERTURB_SPEC,
+    adamw.SPEC,
 )

@@ -43,6 +43,7 @@ class Launch:
 
 
 _recorded: list[Launch] | None = None
+_architecture = 90
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
@@ -62,23 +63,34 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
 
 
 @contextlib.contextmanager
-def record_launches() -> Iterator[list[Launch]]:
+def record_launches(architecture: int = 90) -> Iterator[list[Launch]]:
     """Collect the launches of the body.
 
     On ``meta`` tensors the launchers of the ops run instead of their fakes (:mod:`.library`): what would be launched at
-    any shape is known without a GPU, and that nothing is read back from the device is shown.
+    any shape on a GPU of ``architecture`` (90 is sm_90) is known without it, and that nothing is read back from the
+    device is shown.
     """
-    global _recorded
-    before, _recorded = _recorded, []
+    global _recorded, _architecture
+    before, _recorded, _architecture = (_recorded, _architecture), [], architecture
     try:
         yield _recorded
     finally:
-        _recorded = before
+        _recorded, _architecture = before
 
 
 def recording() -> bool:
     """Whether the body of :func:`record_launches` runs."""
     return _recorded is not None
+
+
+def tensor_descriptor(tensor: Tensor, block: tuple[int, int]) -> Any:
+    """Describe contiguous ``tensor`` ``[rows, columns]`` to a kernel that loads ``block`` at a time, zeros beyond it.
+
+    Its memory starts at a multiple of 16 bytes, and so does every row.
+    """
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor.from_tensor(tensor, list(block))
 
 
 @functools.cache
@@ -89,6 +101,11 @@ def processors(device: torch.device) -> int:
     return 132 if device.type == "meta" else 1
 
 
+def compute_capability(device: torch.device) -> tuple[int, int]:
+    """Return that of a GPU; on ``meta`` that of :func:`record_launches`, an H100's without; elsewhere (0, 0)."""
+    return divmod(_architecture, 10) if device.type == "meta" else _capability(device)
+
+
 def cdiv(a: int, b: int) -> int:
     """Return a / b rounded up."""
     return -(-a // b)
@@ -97,6 +114,11 @@ def cdiv(a: int, b: int) -> int:
 def next_power_of_two(n: int) -> int:
     """Return the smallest power of two that is at least ``n`` (and 1)."""
     return 1 << max(n - 1, 0).bit_length()
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 def _ready(device: torch.device) -> contextlib.AbstractContextManager[Any]:

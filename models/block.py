@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..kernels.activation import Activation
 from ..kernels.attention import attention
 from ..kernels.dropout import DropoutKey
 from ..kernels.layout import Layout, Padded
+from ..kernels.mlp import mlp
 from .config import TransformerConfig
 from .layers import LayerNorm, Linear, linear_dtype
 
@@ -135,7 +137,7 @@ class PreNormBlock(nn.Module):
         dtype = linear_dtype(x)
         attended = self.attention(self.attention_norm(x, dtype=dtype), layout)
         normed, x = self.mlp_norm.add(attended, x, dtype=dtype)
-        return x + self.mlp_out(self.mlp_in(normed, "silu"))
+        return x + feed_forward(self, normed, "silu")
 
     def flops(self, lengths: Tensor) -> int:
         """FLOPs of a forward pass over sequences of these ``lengths``."""
@@ -179,7 +181,7 @@ class PostNormBlock(nn.Module):
                 raise ValueError("a block with cross-attention needs context and context_layout")
             attended = self.cross_attention(x, layout, context, context_layout, keys[2], cross_cache)
             x, _ = self.cross_attention_norm.add(attended, x, dropout_key=keys[3], layout=layout)
-        fed = self.mlp_out(self.mlp_in(x, "gelu"))
+        fed = feed_forward(self, x, "gelu")
         x, _ = self.mlp_norm.add(fed, x, dropout_key=keys[4], layout=layout)
         return x
 
@@ -190,3 +192,9 @@ class PostNormBlock(nn.Module):
         if self.cross_attention is not None and context_lengths is not None:
             flops += self.cross_attention.flops(lengths, context_lengths)
         return flops
+
+
+def feed_forward(block: PreNormBlock | PostNormBlock, x: Tensor, activation: Activation) -> Tensor:
+    """Return W₂ activation(W₁ x + b₁) + b₂."""
+    first, second = block.mlp_in, block.mlp_out
+    return mlp(x, first.weight, first.bias, second.weight, second.bias, activation)

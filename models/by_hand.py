@@ -10,19 +10,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..kernels.activation import Activation, activation_backward
+from ..kernels.activation import Activation
 from ..kernels.attention import AttentionSaved, attention_bwd, attention_fwd
 from ..kernels.block_ops import (
     Dropout,
     Normed,
+    linear_activation_forward,
+    linear_activation_input_gradient,
+    linear_add_forward,
     linear_forward,
     linear_input_gradient,
     linear_parameter_gradients,
+    linear_weight_gradient,
     norm_backward,
     norm_forward,
 )
 from ..kernels.dropout import DropoutKey
 from ..kernels.layout import Layout
+from ..kernels.precision import gradient_dtype
 from .block import CrossAttention, PostNormBlock, PreNormBlock, SelfAttention
 from .layers import LayerNorm, Linear
 
@@ -38,9 +43,9 @@ class Attended:
 
 
 def gradient_buffer(parameter: nn.Parameter) -> Tensor:
-    """Return the parameter's ``grad``, made of zeros where there is none."""
+    """Return the parameter's ``grad``, made of zeros where there is none, in the dtype autograd wants it in."""
     if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = torch.zeros_like(parameter, dtype=gradient_dtype(parameter))
     return parameter.grad
 
 
@@ -69,23 +74,45 @@ def linear(own: Linear, x: Tensor) -> Tensor:
     return linear_forward(x, own.weight, own.bias)
 
 
-def undo_linear(own: Linear, d_y: Tensor, x: Tensor) -> Tensor:
-    """Return the gradient of x."""
+def linear_activated(own: Linear, x: Tensor, kind: Activation, keep: bool) -> tuple[Tensor, Tensor | None]:
+    """Return activation(x Wᵀ + b), and with ``keep`` what it read, else None."""
+    return linear_activation_forward(x, own.weight, own.bias, kind, keep)
+
+
+def linear_onto(own: Linear, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return a residual and an update that sum to residual + x Wᵀ + b.
+
+    No update is left where one kernel multiplies and adds; else the norm that reads the sum adds, which costs no pass.
+    """
+    added = linear_add_forward(x, own.weight, own.bias, residual)
+    return (residual, linear(own, x)) if added is None else (added, None)
+
+
+def undo_linear(own: Linear, d_y: Tensor, x: Tensor, d_residual: Tensor | None = None) -> Tensor:
+    """Return the gradient of x, added to ``d_residual``, which reaches x another way, where there is one."""
     linear_parameter_gradients(d_y, x, gradient_buffer(own.weight), gradient_buffer(own.bias))
-    return linear_input_gradient(d_y, own.weight)
+    return linear_input_gradient(d_y, own.weight, d_residual)
 
 
 def undo_feed_forward(
-    block: PreNormBlock | PostNormBlock, d_out: Tensor, x: Tensor, inside: Tensor, activation: Activation
+    block: PreNormBlock | PostNormBlock,
+    d_out: Tensor,
+    x: Tensor,
+    inside: Tensor,
+    activation: Activation,
+    d_residual: Tensor | None = None,
 ) -> Tensor:
-    """Return the gradient of ``x``, what the feed-forward read; ``inside`` is W₁ x + b₁.
+    """Return the gradient of ``x``, what the feed-forward read, added to ``d_residual``; ``inside`` is W₁ x + b₁.
 
-    The gradient of W₂ comes second: it reads the activation, made again in the pass that makes the gradient of inside.
+    The gradient of W₂ comes second: it reads the activation, made again in the pass that makes the gradient of inside
+    and, as its sum, that of b₁.
     """
-    out = block.mlp_out
-    d_inside, activated = activation_backward(linear_input_gradient(d_out, out.weight), inside, activation)
-    linear_parameter_gradients(d_out, activated, gradient_buffer(out.weight), gradient_buffer(out.bias))
-    return undo_linear(block.mlp_in, d_inside, x)
+    first, second = block.mlp_in, block.mlp_out
+    d_inside, activated, d_bias = linear_activation_input_gradient(d_out, second.weight, inside, activation)
+    linear_parameter_gradients(d_out, activated, gradient_buffer(second.weight), gradient_buffer(second.bias))
+    linear_weight_gradient(d_inside, x, gradient_buffer(first.weight))
+    gradient_buffer(first.bias).add_(d_bias)
+    return linear_input_gradient(d_inside, first.weight, d_residual)
 
 
 def attend(attention: SelfAttention, qkv: Tensor, layout: Layout, key: DropoutKey | None) -> Attended:

@@ -10,6 +10,7 @@ from ..kernels.dropout import DropoutKey
 from ..kernels.layer_norm import add_layer_norm, layer_norm
 from ..kernels.layout import Layout
 from ..kernels.linear import linear
+from ..kernels.precision import autocast_dtype
 
 # Standard deviation of a unit normal truncated at ±2: flax divides by it so that the truncated sample has std 1.
 _TRUNCATED_STD = 0.87962566103423978
@@ -96,8 +97,7 @@ def linear_dtype(x: Tensor) -> torch.dtype:
 
     A norm that feeds linear layers alone writes it at once, and the numbers are those of a cast in between.
     """
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return autocast_dtype(x.device) or x.dtype
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..kernels.activation import activation
 from ..kernels.dropout import DropoutKey
 from ..kernels.layout import Layout
 from .block import PostNormBlock
@@ -14,6 +13,7 @@ from .by_hand import (
     attend,
     cross_attend,
     linear,
+    linear_activated,
     norm,
     undo_attend,
     undo_cross_attend,
@@ -65,8 +65,8 @@ def post_norm_forward(
         projected = linear(block.cross_attention.out, cross_attended.out.flatten(-2))
         last = norm(block.cross_attention_norm, projected, first.normed, keys[3], layout)
         sums.append(last.h)
-    inside = linear(block.mlp_in, last.normed)
-    out = norm(block.mlp_norm, linear(block.mlp_out, activation(inside, "gelu")), last.normed, keys[4], layout)
+    activated, inside = linear_activated(block.mlp_in, last.normed, "gelu", stash >= 10)
+    out = norm(block.mlp_norm, linear(block.mlp_out, activated), last.normed, keys[4], layout)
     kept = PostNormKept(
         x,
         [*sums, out.h] if stash >= 2 else None,
@@ -74,7 +74,7 @@ def post_norm_forward(
         cross_attended if stash >= 3 else None,
         qkv if stash >= 6 else None,
         query if stash >= 6 else None,
-        inside if stash >= 10 else None,
+        inside,
     )
     return out.normed, kept
 
@@ -113,15 +113,17 @@ def post_norm_backward(
             last = norm(block.cross_attention_norm, linear(cross.out, cross_flat), first.normed, keys[3], layout)
         else:
             last = norm(block.cross_attention_norm, None, kept.sums[1])
-    inside = linear(block.mlp_in, last.normed) if kept.inside is None else kept.inside
+    inside = kept.inside
     if kept.sums is None:
-        fed = linear(block.mlp_out, activation(inside, "gelu"))
-        out = norm(block.mlp_norm, fed, last.normed, keys[4], layout)
+        activated, inside = linear_activated(block.mlp_in, last.normed, "gelu", True)
+        out = norm(block.mlp_norm, linear(block.mlp_out, activated), last.normed, keys[4], layout)
     else:
         out = norm(block.mlp_norm, None, kept.sums[-1])
+    if inside is None:
+        inside = linear(block.mlp_in, last.normed)
 
     d_fed, d_last = undo_norm(block.mlp_norm, d_y, None, out, keys[4], layout)
-    d_last = d_last + undo_feed_forward(block, d_fed, last.normed, inside, "gelu")
+    d_last = undo_feed_forward(block, d_fed, last.normed, inside, "gelu", d_last)
     if cross is not None:
         assert query is not None
         assert key_value is not None
@@ -135,8 +137,8 @@ def post_norm_backward(
             cross, d_flat, query, key_value, cross_attended, layout, context_layout, keys[2]
         )
         d_context = undo_linear(cross.kv, d_key_value, context)
-        d_last = d_first + undo_linear(cross.query, d_query, first.normed)
+        d_last = undo_linear(cross.query, d_query, first.normed, d_first)
     d_projected, d_x = undo_norm(block.attention_norm, d_last, None, first, keys[1], layout)
     d_flat = undo_linear(block.attention.out, d_projected, flat)
     d_qkv = undo_attend(block.attention, d_flat, qkv, attended, layout, keys[0])
-    return d_x + undo_linear(block.attention.qkv, d_qkv, x), d_context
+    return undo_linear(block.attention.qkv, d_qkv, x, d_x), d_context

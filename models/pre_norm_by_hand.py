@@ -4,10 +4,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..kernels.activation import activation
 from ..kernels.layout import Layout
 from .block import PreNormBlock
-from .by_hand import Attended, Stash, attend, linear, norm, undo_attend, undo_feed_forward, undo_linear, undo_norm
+from .by_hand import (
+    Attended,
+    Stash,
+    attend,
+    linear,
+    linear_activated,
+    linear_onto,
+    norm,
+    undo_attend,
+    undo_feed_forward,
+    undo_linear,
+    undo_norm,
+)
 
 
 @dataclass(frozen=True)
@@ -23,25 +34,26 @@ class PreNormKept:
 
 def pre_norm_forward(
     block: PreNormBlock, residual: Tensor, update: Tensor | None, layout: Layout, stash: Stash
-) -> tuple[Tensor, Tensor, PreNormKept]:
+) -> tuple[Tensor, Tensor | None, PreNormKept]:
     """h = residual + update; m = h + attention(norm(h)); returns m, W₂ silu(W₁ norm(m)) and what is kept.
 
-    The sum of the two is the block's output: the next block's norm adds them on the way.
+    The sum of the two is the block's output: the next block's norm adds them on the way, or the product did, and the
+    first is the sum and the second None.
     """
     first = norm(block.attention_norm, update, residual)
     qkv = linear(block.attention.qkv, first.normed)
     attended = attend(block.attention, qkv, layout, None)
-    second = norm(block.mlp_norm, linear(block.attention.out, attended.out.flatten(-2)), first.h)
-    inside = linear(block.mlp_in, second.normed)
-    out = linear(block.mlp_out, activation(inside, "silu"))
+    residual, update = linear_onto(block.attention.out, attended.out.flatten(-2), first.h)
+    second = norm(block.mlp_norm, update, residual)
+    activated, inside = linear_activated(block.mlp_in, second.normed, "silu", stash >= 10)
     kept = PreNormKept(
         first.h,
         second.h if stash >= 2 else None,
         attended if stash >= 3 else None,
         qkv if stash >= 6 else None,
-        inside if stash >= 10 else None,
+        inside,
     )
-    return second.h, out, kept
+    return *linear_onto(block.mlp_out, activated, second.h), kept
 
 
 def pre_norm_backward(block: PreNormBlock, d_y: Tensor, kept: PreNormKept, layout: Layout) -> Tensor:
@@ -51,7 +63,8 @@ def pre_norm_backward(block: PreNormBlock, d_y: Tensor, kept: PreNormKept, layou
     attended = attend(block.attention, qkv, layout, None) if kept.attended is None else kept.attended
     flat = attended.out.flatten(-2)
     if kept.middle is None:
-        second = norm(block.mlp_norm, linear(block.attention.out, flat), kept.h)
+        residual, update = linear_onto(block.attention.out, flat, kept.h)
+        second = norm(block.mlp_norm, update, residual)
     else:
         second = norm(block.mlp_norm, None, kept.middle)
     inside = linear(block.mlp_in, second.normed) if kept.inside is None else kept.inside

@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 
 from ..kernels.dropout import DropoutKey
 from ..kernels.layout import Layout
+from ..kernels.precision import autocast
 from .block import PostNormBlock, PreNormBlock
 from .by_hand import Stash
 from .post_norm_by_hand import post_norm_backward, post_norm_forward
@@ -108,7 +109,7 @@ class _StackFunction(torch.autograd.Function):
     def forward(ctx: Any, stack: _Stack, x: Tensor, context: Tensor | None, anchor: Tensor) -> Tensor:
         """Run forward and hold on to what was kept."""
         ctx.stack, ctx.context = stack, context
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast(x.device, None):
             y, ctx.kept = stack.forward(x, context)
         return y
 
@@ -118,3 +119,35 @@ class _StackFunction(torch.autograd.Function):
         """Run backward; what was kept is let go block by block."""
         d_x, d_context = ctx.stack.backward(d_y, ctx.kept, ctx.context)
         return None, d_x, d_context, None
+
+
+def recomputed_flops(
+    block: PreNormBlock | PostNormBlock, lengths: Tensor, stash: Stash, context_lengths: Tensor | None = None
+) -> int:
+    """FLOPs that a backward at ``stash`` spends on computing ``block``'s forward again (the table above).
+
+    ``lengths`` and ``context_lengths`` int64 ``[B]``, tokens of each sequence and of its context. Level 0 is the whole
+    forward. What attention kernels compute again inside their backward is theirs and not counted.
+    """
+    tokens, attention = int(lengths.sum()), block.attention
+    whole = block.flops(lengths) if isinstance(block, PreNormBlock) else block.flops(lengths, context_lengths)
+    cross = block.cross_attention if isinstance(block, PostNormBlock) else None
+    parts = {  # the first level that keeps it, and what it costs without
+        "mlp_out": (1 if isinstance(block, PreNormBlock) else 2, block.mlp_out.flops(tokens)),
+        "out": (2, attention.out.flops(tokens)),
+        "attended": (3, attention.flops(lengths) - attention.out.flops(tokens) - attention.qkv.flops(tokens)),
+        "qkv": (6, attention.qkv.flops(tokens)),
+        "mlp_in": (10, block.mlp_in.flops(tokens)),
+    }
+    if cross is not None and context_lengths is not None:
+        context = int(context_lengths.sum())
+        ends = cross.query.flops(tokens) + cross.kv.flops(context) + cross.out.flops(tokens)
+        parts |= {
+            "cross out": (2, cross.out.flops(tokens)),
+            "cross attended": (3, cross.flops(lengths, context_lengths) - ends),
+            "query": (6, cross.query.flops(tokens)),
+            "keys and values": (11, cross.kv.flops(context)),  # no level keeps them
+        }
+    if stash == 0:
+        return whole
+    return sum(flops for kept_from, flops in parts.values() if stash < kept_from)

@@ -224,6 +224,7 @@ def test_doctor_says_what_runs_for_every_op(capsys: pytest.CaptureFixture[str]):
     assert len(names) >= 12
     for name in names:
         assert f"  {name} " in said
+    assert "linear layers on cpu:\n  reference: no fused implementation on cpu" in said
 
 
 def test_doctor_names_a_backend_that_is_none(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -24,7 +24,7 @@ import dataclasses, json
 import torch
 from cacophony.bench.compile_gate import PaperLaunch, compile_launch, problems
 from cacophony.kernels.layer_norm import SPEC
-from cacophony.kernels.triton_runtime import jit, launch, record_launches, tl
+from cacophony.kernels.triton_runtime import jit, launch, record_launches, tensor_descriptor, tl
 
 @jit
 def hoard(x, y, N: tl.constexpr):
@@ -43,6 +43,10 @@ def specialise(x, none, one, sixteen, seed, large, ratio, N: tl.constexpr):
     if none is None:
         tl.store(x + tl.arange(0, N), (one + sixteen + seed + large + ratio).to(tl.float32))
 
+@jit
+def described(x, y):
+    tl.store(y + tl.arange(0, 64)[:, None] * 64 + tl.arange(0, 64)[None, :], x.load([0, 0]))
+
 narrow, wide = (torch.empty(4096, device="meta", dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
 with record_launches() as launches:
     launch(hoard, (1,), wide, wide, N=8192, num_warps=1)
@@ -53,6 +57,10 @@ matrix = dataclasses.replace(SPEC, name="matrix", tensor_cores=True)
 for spec, recorded in zip((SPEC, SPEC, matrix, matrix), launches, strict=True):
     compiled = compile_launch(PaperLaunch(spec, spec.cases[0], recorded), 90)
     print(json.dumps([*problems([compiled]), compiled.tensor_core_instruction]))
+with record_launches() as launches:
+    launch(described, (1,), tensor_descriptor(narrow.view(64, 64), (64, 64)), narrow)
+for architecture in (80, 90):
+    print(json.dumps(compile_launch(PaperLaunch(SPEC, SPEC.cases[0], launches[0]), architecture).problems))
 """
 
 
@@ -82,13 +90,19 @@ def test_the_committed_table_is_true(tmp_path: Path) -> None:
         assert rows(found) == rows(committed), "run `cacophony bench compile --out bench/compile_table.md`"
 
 
-def test_spills_and_idle_tensor_cores_are_problems(tmp_path: Path) -> None:
+def test_spills_idle_tensor_cores_and_idle_descriptors_are_problems(tmp_path: Path) -> None:
     (tmp_path / "kernels.py").write_text(KERNELS)
-    spilling, scalar, matrix, specialised = map(json.loads, run(str(tmp_path / "kernels.py")).splitlines())
+    spilling, scalar, matrix, specialised, ampere, hopper = map(
+        json.loads, run(str(tmp_path / "kernels.py")).splitlines()
+    )
     assert "hoard on sm_90 spills" in spilling[0]
     assert any("multiply on sm_90 multiplies matrices without the tensor cores" in problem for problem in scalar)
     assert any("SPEC does not say tensor_cores" in problem for problem in scalar)
     assert matrix in (["wgmma.mma_async"], ["mma.sync"])
+    assert ampere == [
+        "layer_norm (odd): described on sm_80 takes tensor descriptors and reads them without the TMA unit"
+    ]
+    assert hopper == []
     assert specialised == ["matrix: its SPEC says tensor_cores=True, and no kernel of it multiplies matrices", ""]
 
 

@@ -16,6 +16,7 @@ from cacophony.kernels.accuracy import Truth
 from cacophony.kernels.layer_norm import ADD_SPEC, SPEC, layer_norm_reference
 from cacophony.kernels.spec import Inputs, Spec
 from cacophony.kernels.specs import SPECS
+from cacophony.kernels.triton_runtime import HAS_TRITON
 from torch import Tensor
 
 ODD = KernelSettings(ops=["layer_norm"], cases=["odd"], dtypes=["float32"], rounds=1, seconds=1e-4)
@@ -164,9 +165,20 @@ def test_the_first_case_of_every_op_comes_first_and_a_gpu_gets_the_papers_shapes
     assert len(planned(KernelSettings(skip=done))) == len(planned(KernelSettings())) - 1
 
 
-def test_the_fused_op_is_not_timed_in_the_interpreter_unless_asked_for() -> None:
-    assert "fused" not in providers.default_providers(torch.device("cpu"))
-    assert "fused" in providers.default_providers(torch.device("cuda"))
+@pytest.mark.parametrize("name", ["fused", "cublas", "triton"])
+def test_the_fused_op_is_not_timed_in_the_interpreter_unless_asked_for(name: str) -> None:
+    assert name not in providers.default_providers(torch.device("cpu"))
+    assert name in providers.default_providers(torch.device("cuda"))
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_the_variants_of_an_op_are_providers_of_it() -> None:
+    settings = {**vars(ODD), "ops": ["layer_norm", "linear", "mlp"], "providers": ["cublas", "triton"]}
+    found = list(bench_kernels(KernelSettings(**settings)))
+    assert all(row.passes.keys() == {"forward", "backward", "both"} for row in found)
+    assert {(row.op, row.provider) for row in found} == {
+        (op, name) for op in ("linear", "mlp") for name in ("cublas", "triton")
+    }
 
 
 def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -171,6 +171,18 @@ def test_flac_members_are_exact_and_seekable(samples: list[int], data: st.DataOb
     assert np.array_equal(decode_flac_int16(encode_flac_int16(wave / np.float32(32_768))), wave)
 
 
+def test_a_crop_of_a_long_clip_is_all_that_is_decoded() -> None:
+    """What lies more than a few FLAC blocks away may be anything: here, noise that is no FLAC."""
+    rng = np.random.default_rng(0)
+    wave = rng.integers(-99, 99, 60 * 16_000).astype(np.int16)
+    member = bytearray(encode_flac_int16(wave))
+    start, frames = 30 * 16_000, 16_000
+    for first, last in ((0.6, 1.0), (0.05, 0.2)):
+        at, end = round(first * len(member)), round(last * len(member))
+        member[at:end] = rng.integers(0, 128, end - at, np.uint8).tobytes()
+        assert np.array_equal(decode_flac_int16(bytes(member), start, frames), wave[start : start + frames])
+
+
 def test_loud_waves_are_clipped() -> None:
     assert decode_flac_int16(encode_flac_int16(np.array([2.0, -2.0, 1.0], np.float32))).tolist() == [
         32_767,

@@ -34,7 +34,7 @@ def moments(model: nn.Module) -> dict[str, Tensor]:
 
 def save(run: Path, step: int, model: nn.Module | None = None, keep: int = 2, **state: Any) -> Path:
     model = model or network(step)
-    return save_checkpoint(run, step, model, moments(model), STATE | state, keep=keep)
+    return save_checkpoint(run, step, model.state_dict(), moments(model), STATE | state, keep=keep)
 
 
 def names(run: Path) -> list[str]:
@@ -45,7 +45,7 @@ def test_a_checkpoint_comes_back_exactly(tmp_path: Path):
     model, state = network(0), moments(network(0))
     with torch.no_grad():
         next(model.parameters())[0] = torch.tensor([1e-45, -0.0, 3.4e38])  # subnormal, negative zero, nearly infinite
-    path = save_checkpoint(tmp_path, 3, model, state, STATE, keep=1)
+    path = save_checkpoint(tmp_path, 3, model.state_dict(), state, STATE, keep=1)
     assert path == latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-00000003"
     restored = network(1)
     load_into(restored, load_tensors(path / "model.safetensors"), path)

@@ -26,12 +26,16 @@ OUT_OF_RANGE: list[tuple[Callable[..., Any], str, list[Any]]] = [
     (UpdateConfig, "beta1", [-0.1, 1.0, NAN]),
     (UpdateConfig, "beta2", [-0.1, 1.0, NAN]),
     (UpdateConfig, "max_skipped_in_a_row", [0]),
+    (UpdateConfig, "clip_norm", [-0.1, NAN]),
+    (UpdateConfig, "ascent_fraction", [0.0, 1.1, NAN]),
+    (UpdateConfig, "sam_every", [0]),
     (MaeObjectiveConfig, "mask_ratio", [0.0, 1.0, -0.5, NAN]),
     (ContrastiveObjectiveConfig, "caption_weight", [-0.1, NAN]),
     (ContrastiveObjectiveConfig, "max_patches", [0]),
     (MaeDataConfig, "crop_seconds", [0.0, 0.1, NAN]),
     (MaeDataConfig, "workers", [0]),
     (ContrastiveDataConfig, "prefetch_batches", [0]),
+    (MaeDataConfig, "max_bad_share", [-0.1, 1.1, NAN]),
     (ContrastiveDataConfig, "max_text_tokens", [2]),
     (ContrastiveDataConfig, "synthetic_probability", [-0.1, 1.1, NAN]),
     (MaeRunConfig, "batch_size", [0]),
@@ -62,6 +66,37 @@ def test_a_value_outside_its_range_is_refused_by_name(make: Callable[..., Any], 
 def test_an_update_never_takes_an_infinite_number(name: str):
     with pytest.raises(InputError, match=name):
         UpdateConfig(**{name: float("inf")})  # pyright: ignore[reportArgumentType]
+
+
+OF_SAM = {"perturbation": "local", "ascent": "momentum", "ascent_fraction": 0.5, "sam_every": 2}
+
+
+@pytest.mark.parametrize("name", [*OF_SAM, "clip_norm", "no_decay"])
+def test_the_rival_update_has_no_options(name: str):
+    value = {"clip_norm": 1.0, "no_decay": "vectors", **OF_SAM}[name]
+    options: dict[str, Any] = {"rho": 0.1, name: value}
+    UpdateConfig(**options)
+    with pytest.raises(InputError, match=rf"update\.{name}.*set update\.implementation to arena"):
+        UpdateConfig(**options, implementation="per_tensor")
+
+
+@pytest.mark.parametrize("name", OF_SAM)
+def test_an_option_of_sam_without_sam_is_refused(name: str):
+    options: dict[str, Any] = {name: OF_SAM[name]}
+    with pytest.raises(InputError, match=rf"update\.{name}.*set update\.rho"):
+        UpdateConfig(**options)
+
+
+@pytest.mark.parametrize("name", ["perturbation", "ascent_fraction"])
+def test_momentum_leaves_no_gradient_to_change(name: str):
+    options: dict[str, Any] = {"rho": 0.1, "ascent": "momentum", name: OF_SAM[name]}
+    with pytest.raises(InputError, match=rf"update\.{name}.*set update\.ascent to gradient"):
+        UpdateConfig(**options)
+
+
+def test_an_infinite_temperature_is_refused():
+    with pytest.raises(InputError, match="initial_logit_scale"):
+        AudioTextConfig(initial_logit_scale=float("inf"))
 
 
 def test_an_infinite_crop_is_refused():

@@ -112,8 +112,7 @@ def test_one_process_is_a_world_of_its_own():
     rows = torch.arange(6.0).view(3, 2)
     assert torch.equal(world.gather(rows), rows)
     assert torch.equal(world.sum_(rows.clone()), rows)
-    assert world.any(True)
-    assert not world.any(False)
+    assert world.any_of(True, False) == [True, False]
     world.barrier()
     world.close()
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cacophony.data.batch import AudioTextBatch, collate
+from cacophony.engine.build import Config, build_model, build_objective
 from cacophony.engine.checkpoint import checkpoints
 from cacophony.engine.config import (
     ContrastiveDataConfig,
@@ -25,7 +26,7 @@ from cacophony.engine.distributed import World
 from cacophony.engine.masked_reconstruction import MaskedInputs
 from cacophony.engine.micro_batches import cut
 from cacophony.engine.objective import Report
-from cacophony.engine.trainer import Config, build_model, build_objective, train
+from cacophony.engine.trainer import train
 from cacophony.errors import InputError
 from cacophony.kernels import backend
 from cacophony.kernels.layout import Packed

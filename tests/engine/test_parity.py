@@ -91,4 +91,4 @@ def test_wrong_input_is_named(refused: Refused, mae_run: Path, tmp_path: Path):
     assert "--clips" in refused(["parity", str(mae_run), "--clips", "1"])
     message = refused(["parity", str(mae_run), "--backend", "fused", "--device", "cpu"])
     assert "no fused" in message
-    assert "info_nce" in message
+    assert "dropout" in message

@@ -110,7 +110,7 @@ def test_a_new_run_needs_an_empty_place(tmp_path: Path):
 def test_only_fields_that_cannot_change_the_result_may_differ(tmp_path: Path, mae_config: MaeRunConfig):
     harmless = replace(
         mae_config,
-        data=replace(mae_config.data, workers=7, prefetch_batches=9),
+        data=replace(mae_config.data, workers=7, prefetch_batches=9, loader="dali", max_bad_share=0.5),
         device="cuda",
         log_every_steps=5,
         save_every_steps=50,
@@ -127,6 +127,7 @@ def test_only_fields_that_cannot_change_the_result_may_differ(tmp_path: Path, ma
         "update.learning_rate": replace(mae_config, update=replace(mae_config.update, learning_rate=1.0)),
         "objective.mask_ratio": replace(mae_config, objective=replace(mae_config.objective, mask_ratio=0.5)),
         "data.crop_seconds": replace(mae_config, data=replace(mae_config.data, crop_seconds=2.0)),
+        "data.frontend": replace(mae_config, data=replace(mae_config.data, frontend="dali")),
     }.items():
         with pytest.raises(InputError, match=f"was started with {name} = "):
             check_resumable(tmp_path, record_of(mae_config), "mae", changed, None)

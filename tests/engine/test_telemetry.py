@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cacophony.engine.config import ContrastiveRunConfig
-from cacophony.engine.device_peak import peak_flops
+from cacophony.engine.gpus import peak_flops
 from cacophony.engine.telemetry import Meter, RunLog, read_log
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

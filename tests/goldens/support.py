@@ -25,10 +25,11 @@ from .sampling import Deviation, Places, Tree, deviations
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
 
-ENCODER_OPS = ("patch_embed", "layer_norm", "linear", "attention")
+ENCODER_OPS = ("patch_embed", "layer_norm", "linear", "mlp", "attention")
 MAE_OPS = (*ENCODER_OPS, "mae_decoder_input")
 MODEL_OPS = (*ENCODER_OPS, "attention_pool")
 LOSS_OPS = (*MODEL_OPS, "info_nce", "caption_loss")
+UPDATE_OPS = ("gradient_norm", "sam_perturb", "adamw")
 
 
 def fused_ops(device: torch.device) -> list[str]:
@@ -152,7 +153,8 @@ def authors_parameters(model: AudioMAE | AudioText) -> dict[str, np.ndarray]:
 
 def authors_gradient(model: AudioMAE | AudioText) -> dict[str, np.ndarray]:
     """Return the gradient under the authors' names: renaming, splitting and transposing are linear."""
-    gradient = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    # A copy: the update zeroes what it has used.
+    gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return to_authors(gradient, model.config)
 
 

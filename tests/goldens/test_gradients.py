@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cacophony.engine.config import MaeObjectiveConfig
-from cacophony.engine.update import gradient_norm, perturbed
+from cacophony.engine.update_per_tensor import model_gradient_norm, perturbed
 from cacophony.kernels.caption_loss import caption_loss
 from cacophony.kernels.info_nce import info_nce
 from cacophony.kernels.layout import LayoutName
@@ -69,7 +69,7 @@ def test_contrastive_captioning(
     assert float(losses["contrastive"]) == pytest.approx(float(CACO["loss/contrastive"]), rel=2e-6)
     assert float(losses["captioning"]) == pytest.approx(float(CACO[f"loss/caption_{name}"]), rel=2e-6)
     assert float(losses["loss"]) == pytest.approx(float(CACO[f"{name}/loss_total"]), rel=2e-6)
-    assert float(gradient_norm(model)) == pytest.approx(float(CACO[f"{name}/grad_global_norm"]), rel=5e-6)
+    assert float(model_gradient_norm(model)) == pytest.approx(float(CACO[f"{name}/grad_global_norm"]), rel=5e-6)
     assert_gradient(CACO.deviations("parameters", authors_gradient(model), f"{name}/grad"))
 
 
@@ -77,11 +77,11 @@ def test_contrastive_captioning(
 def test_gradient_at_the_perturbed_weights(device: torch.device) -> None:
     model = audio_text(device)
     contrastive_backward(model, "caption", "packed", device)
-    with perturbed(model, RHO, gradient_norm(model)):
+    with perturbed(model, RHO, model_gradient_norm(model)):
         loss = contrastive_backward(model, "caption", "packed", device).losses["loss"]
     assert float(loss) == pytest.approx(float(CACO["percaption/loss_total_perturbed"]), rel=5e-6)
     norm = float(CACO["percaption/grad_global_norm_perturbed"])
-    assert float(gradient_norm(model)) == pytest.approx(norm, rel=1e-5)
+    assert float(model_gradient_norm(model)) == pytest.approx(norm, rel=1e-5)
     assert_gradient(CACO.deviations("parameters", authors_gradient(model), "percaption/grad_perturbed"))
 
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from cacophony.engine.config import UpdateConfig
 from cacophony.engine.objective import Report
-from cacophony.engine.update import Outcome, Updater, gradient_norm
+from cacophony.engine.update import Outcome, Updater
+from cacophony.engine.update_per_tensor import PerTensorUpdater, model_gradient_norm
 from cacophony.kernels.layout import LayoutName
 
 from .objectives import contrastive_backward
-from .support import LOSS_OPS, audio_text, authors_gradient, authors_parameters, golden, run_on
+from .support import CPU, LOSS_OPS, UPDATE_OPS, audio_text, authors_gradient, authors_parameters, golden, run_on
 
 CACO = golden("audio_text_gradients")
 GROUP = "parameters"
@@ -21,19 +22,24 @@ class Training:
     """Steps on the goldens' batch; keeps all gradients' norms and, in the authors' names, AdamW's first gradient."""
 
     def __init__(
-        self, rho: float, reduction: Literal["caption", "token"], layout: LayoutName, device: torch.device
+        self,
+        rho: float,
+        reduction: Literal["caption", "token"],
+        layout: LayoutName,
+        device: torch.device,
+        make: type[Updater] | type[PerTensorUpdater] = Updater,
     ) -> None:
         self.model = audio_text(device)
         self.setting = (reduction, layout, device)
         constant = UpdateConfig(learning_rate=1e-3, final_learning_rate=1e-3, warmup_steps=0, rho=rho)
-        self.updater = Updater(self.model, constant, steps=10)
+        self.updater = make(self.model, constant, steps=10)
         self.norms: list[float] = []
         self.first_gradient: dict[str, np.ndarray] = {}
 
     def step(self, number: int) -> tuple[Report, Outcome]:
         def gradient() -> Report:
             report = contrastive_backward(self.model, *self.setting)
-            self.norms.append(float(gradient_norm(self.model)))
+            self.norms.append(float(model_gradient_norm(self.model)))
             if number == 0:  # SAM's second gradient replaces its first
                 self.first_gradient = authors_gradient(self.model)
             return report
@@ -59,7 +65,7 @@ class Training:
         assert compared > 0.9 * sum(len(index) for index in places.indices)
 
 
-@run_on(*LOSS_OPS)
+@run_on(*LOSS_OPS, *UPDATE_OPS)
 def test_two_steps_of_sam_and_adamw(device: torch.device) -> None:
     training = Training(0.075, "caption", "padded", device)
     report, outcome = training.step(0)
@@ -77,7 +83,7 @@ def test_two_steps_of_sam_and_adamw(device: torch.device) -> None:
     training.assert_parameters("percaption/params_after_sam_adamw_step2", 1e-5)
 
 
-@run_on(*LOSS_OPS, interpreted=False)
+@run_on(*LOSS_OPS, *UPDATE_OPS, interpreted=False)
 def test_sam_and_adamw_on_the_token_mean(device: torch.device) -> None:
     training = Training(0.075, "token", "packed", device)
     _, outcome = training.step(0)
@@ -93,9 +99,15 @@ def test_sam_and_adamw_on_the_token_mean(device: torch.device) -> None:
     assert float(outcome.sam_loss) == pytest.approx(float(CACO["tokenmean/loss_total_perturbed_step2"]), rel=2e-5)
 
 
-@run_on(*LOSS_OPS, interpreted=False)
+@run_on(*LOSS_OPS, *UPDATE_OPS, interpreted=False)
 def test_adamw_without_sam(device: torch.device) -> None:
     training = Training(0.0, "caption", "packed", device)
     _, outcome = training.step(0)
     assert outcome.sam_loss is None
     training.assert_parameters("percaption/params_after_plain_adamw_step1", 1e-6)
+
+
+def test_one_step_tensor_by_tensor() -> None:
+    training = Training(0.075, "caption", "packed", CPU, PerTensorUpdater)
+    training.step(0)
+    training.assert_parameters("percaption/params_after_sam_adamw_step1", 1e-6)

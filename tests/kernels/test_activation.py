@@ -37,10 +37,23 @@ def test_backward_is_that_of_autograd_and_makes_the_value_again(backend: Backend
     with use_backend("reference"):
         activation(exact, kind).backward(d_out.double())
     with use_backend(backend):
-        d_pre, out = activation_backward(d_out, pre, kind)
+        d_pre, out, sums = activation_backward(d_out, pre, kind)
         assert torch.equal(out, activation(pre, kind))
     assert exact.grad is not None
     torch.testing.assert_close(d_pre, exact.grad.float(), rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(sums, exact.grad.sum(0).float(), rtol=2e-6, atol=4e-6)
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("rows", [0, 1, 37])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sums_of_the_gradient_are_those_of_its_rows_in_float32(backend: Backend, rows: int) -> None:
+    """Of bfloat16, too, whose own sum would stop growing; of more columns than a program has."""
+    pre, d_out = torch.zeros(rows, 300, dtype=torch.bfloat16), torch.full((rows, 300), 2.0**-9, dtype=torch.bfloat16)
+    with use_backend(backend):
+        _, _, sums = activation_backward(d_out.to(DEVICE), pre.to(DEVICE), "silu")
+    assert sums.dtype == torch.float32
+    assert sums.tolist() == [rows * 2.0**-10] * 300
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -49,7 +62,7 @@ def test_backward_is_that_of_autograd_and_makes_the_value_again(backend: Backend
 def test_extreme_values_are_finite(backend: Backend, kind: Activation, dtype: torch.dtype) -> None:
     pre = torch.tensor([-1e30, -1e4, -100.0, 0.0, 1e4, 1e30], device=DEVICE, dtype=dtype)
     with use_backend(backend):
-        d_pre, out = activation_backward(torch.ones_like(pre), pre, kind)
+        d_pre, out, _ = activation_backward(torch.ones_like(pre), pre, kind)
     assert out.tolist() == pytest.approx([0.0, 0.0, 0.0, 0.0, *pre[-2:].tolist()])
     assert d_pre.tolist() == pytest.approx([0.0, 0.0, 0.0, 0.5, 1.0, 1.0])
 

@@ -25,6 +25,7 @@ OPS = [
     "linear",
     "log_mel",
     "mae_decoder_input",
+    "mlp",
     "patch_embed",
     "patch_mask",
     "patch_mse",

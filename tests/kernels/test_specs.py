@@ -24,9 +24,15 @@ def fused(name: str) -> bool:
 
 
 FUSED = [spec for spec in SPECS if fused(spec.name)]
-COMPILED = [spec for spec in FUSED if not spec.sizes_from_host]
+NAMED = {spec.name: spec for spec in FUSED} | {
+    f"{spec.name}, {name}": variant for spec in FUSED for name, variant in spec.variant_specs().items()
+}
+COMPILED = {name: spec for name, spec in NAMED.items() if not spec.sizes_from_host}
 SMALL = [
-    pytest.param(spec, case, id=f"{spec.name}: {case.name}") for spec in FUSED for case in spec.cases if not case.paper
+    pytest.param(spec, case, id=f"{name}: {case.name}")
+    for name, spec in NAMED.items()
+    for case in spec.cases
+    if not case.paper
 ]
 
 
@@ -62,7 +68,7 @@ def test_the_same_call_gives_the_same_bits(spec: Spec, case: Case) -> None:
 
 # Dynamo itself instantiates the autograd.Functions it traces.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("spec", COMPILED, ids=[spec.name for spec in COMPILED])
+@pytest.mark.parametrize("spec", COMPILED.values(), ids=COMPILED)
 def test_compiles_whole_and_gives_the_same(spec: Spec) -> None:
     case = spec.cases[0]
     torch._dynamo.reset()
@@ -92,7 +98,7 @@ class Calls(TorchDispatchMode):
 @pytest.fixture(scope="module")
 def calls() -> dict[str, list[tuple[Any, ...]]]:
     with Calls() as mode, use_backend("fused"):
-        for spec in FUSED:
+        for spec in NAMED.values():
             run(spec, spec.cases[0].inputs(DEVICE, torch.float32))
     return mode.calls
 

@@ -4,12 +4,16 @@ What the models do not count, torch's counter does not either: norms, softmax, a
 poolers count what the fused op computes and say how much more the reference, which runs here, does.
 """
 
+import pytest
 import torch
 from cacophony.kernels.layout import Padded, Patches, PatchPositions
 from cacophony.models.audio_mae import AudioMAE
 from cacophony.models.audio_text import AudioText, Pooler
+from cacophony.models.block import PostNormBlock, PreNormBlock
+from cacophony.models.by_hand import Stash
 from cacophony.models.config import AudioMAEConfig, AudioTextConfig, TextConfig, TransformerConfig
 from cacophony.models.layers import init_weights
+from cacophony.models.stash import recomputed_flops, run_stack
 from torch.utils.flop_counter import FlopCounterMode
 
 AUDIO = TransformerConfig(width=24, layers=3, heads=3, mlp_width=40)
@@ -74,3 +78,29 @@ def test_a_batch_costs_the_sum_of_its_clips() -> None:
         alone = [flops(one[i : i + 1], other[i : i + 1]) for i in range(3)]
         assert flops(one, other) == sum(alone)
         assert min(alone) > 0
+
+
+@pytest.mark.parametrize("stash", [1, 2, 3, 6, 10])
+@pytest.mark.parametrize("kind", ["pre-norm", "post-norm", "cross"])
+def test_recomputation(kind: str, stash: Stash) -> None:
+    """What a backward computes again is what it computes more than one that was left everything."""
+    context_lengths = lengths(9) if kind == "cross" else None
+    block = (
+        PreNormBlock(DECODER)
+        if kind == "pre-norm"
+        else PostNormBlock(DECODER, 24 if context_lengths is not None else None)
+    )
+    init_weights(block, 0)
+
+    def backward_flops(level: Stash) -> int:
+        x = torch.randn(BATCH, 7, DECODER.width, requires_grad=True)
+        context = torch.randn(BATCH, 9, 24, requires_grad=True) if context_lengths is not None else None
+        y = run_stack([block], x, full(7), level, context=context, context_layout=full(9) if kind == "cross" else None)
+        with FlopCounterMode(display=False) as counter:
+            y.sum().backward()
+        return counter.get_total_flops()
+
+    least = recomputed_flops(block, lengths(7), 10, context_lengths)
+    assert least == (2 * BATCH * 9 * 24 * 2 * DECODER.width if kind == "cross" else 0)
+    found = recomputed_flops(block, lengths(7), stash, context_lengths) - least
+    assert found == backward_flops(stash) - backward_flops(10)

@@ -1,5 +1,7 @@
 """Blocks by hand against autograd on the same blocks, at every stash level; and what each level keeps."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from cacophony.kernels.backend import use_backend
 from cacophony.kernels.dropout import DropoutKey
 from cacophony.kernels.layout import Layout, Packed, padded_layout
+from cacophony.kernels.linear_choice import LinearProvider, use_linear_provider
 from cacophony.kernels.triton_runtime import HAS_TRITON
 from cacophony.models.block import PostNormBlock, PreNormBlock
 from cacophony.models.by_hand import Stash
@@ -21,6 +24,21 @@ LENGTHS, CONTEXT_LENGTHS = [5, 0, 7, 2], [9, 3, 4, 6]
 LEVELS = [level for level in get_args(Stash) if level > 0]
 Kind = Literal["pre-norm", "post-norm", "cross"]
 KINDS: list[Kind] = ["pre-norm", "post-norm", "cross"]
+
+
+PROVIDERS: tuple[LinearProvider, ...] = get_args(LinearProvider)
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+
+
+@contextlib.contextmanager
+def steps_by(provider: str) -> Iterator[None]:
+    """Run the steps of a block fused, ``provider`` multiplying, or as the reference."""
+    if provider == "reference":
+        yield
+        return
+    fused = use_backend("fused", ops=["linear", "activation", "layer_norm", "add_layer_norm"])
+    with fused, use_linear_provider(provider):
+        yield
 
 
 def blocks(kind: Kind, dtype: torch.dtype = torch.float64) -> nn.ModuleList:
@@ -80,21 +98,28 @@ def test_equals_autograd(kind: Kind, stash: Stash, rate: float, padded: bool):
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=budget, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_level_gives_the_same_bits(kind: Kind):
+@pytest.mark.parametrize(
+    ("kind", "provider"),
+    [*((kind, "reference") for kind in KINDS), pytest.param("pre-norm", "triton", marks=needs_triton)],
+)
+def test_every_level_gives_the_same_bits(kind: Kind, provider: str):
     """What is computed again is computed as the first time."""
-    one, *others = (gradients(kind, stash, False, 0.3, torch.float32) for stash in LEVELS)
+    with steps_by(provider):
+        one, *others = (gradients(kind, stash, False, 0.3, torch.float32) for stash in LEVELS)
     for other in others:
         assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
-@pytest.mark.parametrize("kind", KINDS)
-def test_fused_steps_equal_the_reference(kind: Kind):
+@needs_triton
+@pytest.mark.parametrize(
+    ("kind", "provider", "padded"),
+    [*((kind, provider, False) for kind in KINDS for provider in PROVIDERS), ("post-norm", "triton", True)],
+)
+def test_fused_steps_equal_the_reference(kind: Kind, provider: str, padded: bool):
     """In float32; budget: 1e-5 of each tensor's largest entry."""
-    expected = gradients(kind, 1, False, 0.3, torch.float32)
-    with use_backend("fused", ops=["linear", "activation", "layer_norm", "add_layer_norm"]):
-        found = gradients(kind, 1, False, 0.3, torch.float32)
+    expected = gradients(kind, 1, padded, 0.3, torch.float32)
+    with steps_by(provider):
+        found = gradients(kind, 1, padded, 0.3, torch.float32)
     for name, tensor in expected.items():
         budget = 1e-5 * max(float(tensor.abs().max()), 1e-1)  # a key's bias has no gradient but rounding
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=budget, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,0 +1,185 @@
+"""A plan: micro-batch and stash of a run on given GPUs, its memory by part, its FLOPs, and how long it should take."""
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import torch
+
+from ..errors import InputError
+from ..models.by_hand import Stash
+from .config import ContrastiveRunConfig
+from .gpus import GIB, Gpu
+from .step_cost import Flops, RunConfigOfStage, Transfer, gradient_flops, gradients_per_step, transfers
+from .step_memory import ClipSize, StateBytes, StepMemory, StepProbe
+
+RESERVED_BYTES = int(1.5 * GIB)
+"""Left alone: CUDA's context, the libraries' workspaces, and what the allocator cannot hand out for its gaps."""
+
+ENOUGH_TOKENS = 32_768
+"""Patches of a micro-batch beyond which a larger one is no faster; a smaller stash is not taken for more."""
+
+EFFICIENCY = 0.4
+"""Share of the bf16 peak that a step is taken to reach, recomputation counted as work, and of bandwidth 0.8.
+
+Not measured: 41 % is the best published figure for transformers of this width (nanochat d12 on an H100).
+"""
+BANDWIDTH_SHARE = 0.8
+
+UPDATE_BYTES_PER_PARAMETER = {1: 30, 2: 44}
+"""Read and written by the update: AdamW 30; with SAM the norm, 4, and the perturbation, 10, come on top."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a run is planned for."""
+
+    gpu: Gpu
+    gpus: int
+    clip: ClipSize
+    efficiency: float = EFFICIENCY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a run would go; ``fits`` where its ``memory`` of one GPU is no more than there is."""
+
+    config: RunConfigOfStage
+    machine: Machine
+    state: StateBytes
+    memory: StepMemory
+    flops: Flops
+    transfers: list[Transfer]
+    parameters: int
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes on one GPU by what they are for."""
+        state, step = self.state, self.memory
+        return {
+            "weights (float32)": state.master,
+            "gradient (float32)": state.gradient,
+            "AdamW's moments (float32)": state.moments,
+            "weights to compute with": state.compute,
+            "batch, and the next one": step.inputs,
+            "patches, positions, targets": step.prepared,
+            "kept for the backward": step.kept,
+            "one micro-batch's work": step.working,
+            "left alone": RESERVED_BYTES,
+        }
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on one GPU in all."""
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is there."""
+        return self.bytes <= self.machine.gpu.memory_bytes
+
+    @property
+    def compute_seconds(self) -> float:
+        """Seconds of a step's forward and backward passes."""
+        flops = gradients_per_step(self.config) * (self.flops.model + self.flops.recomputed)
+        return flops / (self.machine.gpu.bf16_flops * self.machine.efficiency)
+
+    @property
+    def update_seconds(self) -> float:
+        """Seconds of a step's update, which memory bounds."""
+        moved = self.parameters * UPDATE_BYTES_PER_PARAMETER[gradients_per_step(self.config)]
+        return moved / (self.machine.gpu.memory_bandwidth * BANDWIDTH_SHARE)
+
+    @property
+    def transfer_seconds(self) -> float:
+        """Seconds of a step's collectives, none of them hidden behind computation."""
+        gpu, gpus = self.machine.gpu, self.machine.gpus
+        return sum(transfer.seconds(gpu, gpus) / BANDWIDTH_SHARE for transfer in self.transfers)
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds of a step."""
+        return self.compute_seconds + self.update_seconds + self.transfer_seconds
+
+    @property
+    def days(self) -> float:
+        """Days of the whole run."""
+        return self.step_seconds * self.config.steps / 86_400
+
+
+class Planner:
+    """Plans runs of one stage and network on one kind of GPU; what it finds out about memory it keeps."""
+
+    def __init__(self, config: RunConfigOfStage, machine: Machine) -> None:
+        if config.batch_size % machine.gpus:
+            raise InputError(
+                f"batch_size {config.batch_size} is not divisible by {machine.gpus} GPUs; change --batch or --gpus"
+            )
+        self.config = config
+        self.machine = machine
+        self.probe = StepProbe(config, machine.clip)
+
+    def plan(self, config: RunConfigOfStage) -> Plan:
+        """Plan exactly ``config``: its batch, micro-batch and stash, whether it fits or not."""
+        machine, local = self.machine, config.batch_size // self.machine.gpus
+        lengths = torch.full((local,), machine.clip.patches), torch.full((local,), machine.clip.text_tokens)
+        return Plan(
+            config=config,
+            machine=machine,
+            state=self.probe.state,
+            memory=self.probe.memory(config, machine.gpus),
+            flops=gradient_flops(self.probe.model, config, *lengths),
+            transfers=transfers(config, self.probe.parameters, machine.gpus),
+            parameters=self.probe.parameters,
+        )
+
+    def best(self, stash: Stash | None = None, micro_batch_size: int | None = None) -> Plan | None:
+        """Return the plan with the least recomputation that fits, None where none does; what is given stays.
+
+        Of each stash the largest micro-batch that fits is looked at. A smaller stash is taken only where its
+        micro-batch is larger and the one before has fewer than ENOUGH_TOKENS patches.
+        """
+        chosen: Plan | None = None
+        for level in self._levels(stash):
+            for size in self._sizes(micro_batch_size):
+                plan = self.plan(self._with(level, size))
+                if plan.fits:
+                    if chosen is None or size > chosen.config.micro_batch_size:
+                        chosen = plan
+                    break
+            if chosen is not None and chosen.config.micro_batch_size >= self._sizes(micro_batch_size)[0]:
+                break
+        return chosen
+
+    def smallest(self, stash: Stash | None = None, micro_batch_size: int | None = None) -> Plan:
+        """Return the plan that takes the least memory, whether it fits or not; what is given stays."""
+        return self.plan(self._with(self._levels(stash)[-1], self._sizes(micro_batch_size)[-1]))
+
+    def _with(self, stash: Stash, micro_batch_size: int) -> RunConfigOfStage:
+        objective: Any = replace(self.config.objective, stash=stash, blocks="by_hand")
+        return replace(self.config, micro_batch_size=micro_batch_size, objective=objective)
+
+    def _sizes(self, asked: int | None) -> list[int]:
+        if asked is not None:
+            return [asked]
+        local = self.config.batch_size // self.machine.gpus
+        largest = min(-(-ENOUGH_TOKENS // self.machine.clip.patches), local)
+        return [largest >> halvings for halvings in range(largest.bit_length())]
+
+    def _levels(self, asked: Stash | None) -> list[Stash]:
+        if asked is not None:
+            return [asked]
+        levels = sorted(get_args(Stash), reverse=True)
+        return [level for level in levels if level > 0 or isinstance(self.config, ContrastiveRunConfig)]
+
+
+def nearest_that_fits(config: RunConfigOfStage, machine: Machine) -> Plan | None:
+    """Return the plan for the largest batch, halved as often as needed, that fits; None where not one clip does."""
+    for halvings in itertools.count(1):
+        batch = config.batch_size >> halvings
+        if batch < machine.gpus or batch % machine.gpus:
+            return None
+        found = Planner(replace(config, batch_size=batch), machine).best()
+        if found is not None:
+            return found
+    return None

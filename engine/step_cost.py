@@ -1,0 +1,99 @@
+"""What a step costs in FLOPs, in bytes of state and in bytes sent between ranks, from its configuration."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..kernels.patch_mask import keep_at_most, keep_fraction
+from ..models.audio_mae import AudioMAE
+from ..models.audio_text import AudioText
+from ..models.block import PostNormBlock, PreNormBlock
+from ..models.by_hand import Stash
+from ..models.stash import recomputed_flops
+from .config import ContrastiveRunConfig, MaeRunConfig
+from .gpus import Gpu
+
+RunConfigOfStage = MaeRunConfig | ContrastiveRunConfig
+GPUS_PER_NODE = 8
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of one gradient on one rank: ``model`` is forward and backward, ``recomputed`` what comes on top."""
+
+    model: int
+    recomputed: int
+
+    @property
+    def recomputed_share(self) -> float:
+        """Recomputation as a share of the model's FLOPs."""
+        return self.recomputed / max(self.model, 1)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A collective of a step: ``bytes`` that every rank sends, over all gradients of the step."""
+
+    name: str
+    bytes: int
+
+    def seconds(self, gpu: Gpu, gpus: int) -> float:
+        """Seconds at the links' peak, in rings: through the network where there is more than one node of 8 GPUs.
+
+        Rings share a node's network adapters, so each runs at the smaller of NVLink and all adapters together.
+        """
+        network = gpu.network_bandwidth * GPUS_PER_NODE
+        return self.bytes / (gpu.link_bandwidth if gpus <= GPUS_PER_NODE else min(gpu.link_bandwidth, network))
+
+
+def gradients_per_step(config: RunConfigOfStage) -> int:
+    """Return 2 where the configuration asks for SAM, else 1."""
+    return 2 if config.update.rho > 0.0 else 1
+
+
+def gradient_flops(model: nn.Module, config: RunConfigOfStage, patches: Tensor, text_tokens: Tensor) -> Flops:
+    """FLOPs of a gradient over one rank's clips of ``patches`` and captions of ``text_tokens`` (int64 ``[b]`` each)."""
+    if isinstance(config, MaeRunConfig):
+        assert isinstance(model, AudioMAE)
+        return _mae_flops(model, config, patches)
+    assert isinstance(model, AudioText)
+    return _contrastive_flops(model, config, patches, text_tokens)
+
+
+def _mae_flops(model: AudioMAE, config: MaeRunConfig, patches: Tensor) -> Flops:
+    visible = keep_fraction(patches, 1.0 - config.objective.mask_ratio)
+    stash = config.objective.stash
+    again = _recomputed(model.encoder.blocks, visible, stash) + _recomputed(model.decoder.blocks, patches, stash)
+    return Flops(3 * model.flops(visible, patches - visible), again)
+
+
+def _contrastive_flops(model: AudioText, config: ContrastiveRunConfig, patches: Tensor, text_tokens: Tensor) -> Flops:
+    patches = keep_at_most(patches, config.objective.max_patches)
+    stash = config.objective.stash
+    similarity = 8 * len(patches) * config.batch_size * model.config.projection_width
+    if stash == 0:
+        again = model.embedding_flops(patches, text_tokens)
+    else:
+        again = _recomputed(model.audio_encoder.blocks, patches, stash)
+        again += _recomputed(model.text_encoder.blocks, text_tokens, stash)
+    return Flops(3 * model.flops(patches, text_tokens) + similarity, again)
+
+
+def _recomputed(blocks: nn.ModuleList, lengths: Tensor, stash: Stash) -> int:
+    found = 0
+    for block in blocks:
+        assert isinstance(block, PreNormBlock | PostNormBlock)
+        found += recomputed_flops(block, lengths, stash)
+    return found
+
+
+def transfers(config: RunConfigOfStage, parameters: int, ranks: int) -> list[Transfer]:
+    """Return the collectives of a step on so many ranks of a model with so many ``parameters``."""
+    if ranks == 1:
+        return []
+    times, share = gradients_per_step(config), (ranks - 1) / ranks
+    found = [Transfer("gradients, summed in float32", int(times * 2 * share * 4 * parameters))]
+    if isinstance(config, ContrastiveRunConfig):
+        embeddings = 2 * config.batch_size * config.model.projection_width * 4
+        found.append(Transfer("embeddings, gathered in float32", int(times * share * embeddings)))
+    return found
