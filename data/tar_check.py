@@ -9,6 +9,8 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,32 @@ DIGESTS = struct.Struct("32s16s")
 """Per clip, in order: SHA-256 of its two members, MD5 of its samples (zeros where they cannot be decoded)."""
 
 _MD5_AT = 26
-_NOT_A_CLIP = "not a member <key>.flac followed by <key>.json"
+_FIELDS = ("samples", "sample_rate", "duration", "source", "flac_crc32", "text", "synthetic_text")
+_COUNTS = ("clips", "samples", "captions", "synthetic", "captioned")
 
 
-class _BadMember(Exception):
-    """What is wrong with a member."""
+class _BadRecord(Exception):
+    """What is wrong with the record of a clip."""
+
+
+@dataclass
+class _Findings:
+    """What was found in a shard so far."""
+
+    problems: list[tuple[str, str, str]] = field(default_factory=list)
+    sources: dict[str, dict[str, int]] = field(default_factory=dict)
+    digests: list[bytes] = field(default_factory=list)
+
+    def problem(self, reason: str, member: str = "", source: str = "") -> None:
+        self.problems.append((member, reason, source))
+
+    def count(self, source: str, record: dict[str, Any]) -> None:
+        captions, synthetic = len(record["text"]), len(record["synthetic_text"])
+        counts = self.sources.setdefault(source, dict.fromkeys(_COUNTS, 0))
+        for name, number in zip(
+            _COUNTS, (1, record["samples"], captions, synthetic, captions + synthetic > 0), strict=True
+        ):
+            counts[name] += number
 
 
 def check_shard(folder: str, shard: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -37,123 +60,104 @@ def check_shard(folder: str, shard: dict[str, Any]) -> tuple[dict[str, Any], byt
     are the `DIGESTS` of the clips. A shard without problems has exactly the clips that its entry and its `.idx` say.
     """
     tar = Path(folder) / shard["name"]
-    problems: list[tuple[str, str, str]] = []
-    sources: dict[str, dict[str, int]] = {}
-    digests: list[bytes] = []
+    found = _Findings()
     try:
-        problems += [("", problem, "") for problem in _file_problems(tar, shard)]
-        found = list(members(tar))
-        problems += [("", problem, "") for problem in _idx_problems(tar, found)]
+        _check_file(tar, shard, found)
+        there = list(members(tar))
+        _check_idx(tar.with_suffix(".idx"), there, found)
         with tar.open("rb") as file:
-            for flac, record in _pairs(found, problems):
-                data = {}
-                for member in (flac, record):
-                    file.seek(member.offset)
-                    data[member] = file.read(member.size)
-                digests.append(_check_clip(flac, data[flac], record, data[record], problems, sources))
+            for flac, record in _clips(there, found):
+                file.seek(flac.offset)
+                audio = file.read(flac.size)
+                file.seek(record.offset)
+                _check_clip(flac.name, audio, record.name, file.read(record.size), found)
     except OSError as error:
-        problems.append(("", str(error.strerror), ""))
-    if len(digests) != shard["clips"]:
-        problems.append(("", f"{len(digests)} clips, expected {shard['clips']}", ""))
-    return {"problems": problems, "sources": sources}, b"".join(digests)
+        found.problem(str(error.strerror))
+    if len(found.digests) != shard["clips"]:
+        found.problem(f"{len(found.digests)} clips, expected {shard['clips']}")
+    return {"problems": found.problems, "sources": found.sources}, b"".join(found.digests)
 
 
-def _file_problems(tar: Path, shard: dict[str, Any]) -> Iterator[str]:
+def _check_file(tar: Path, shard: dict[str, Any], found: _Findings) -> None:
     size = tar.stat().st_size
     if size != shard["bytes"]:
-        yield f"{size} bytes, expected {shard['bytes']}: half written or another shard"
+        found.problem(f"{size} bytes, expected {shard['bytes']}: half written or another shard")
     elif sha256_of(tar) != shard.get("sha256"):
-        yield "its bytes are not those that were packed (SHA-256)"
+        found.problem("its bytes are not those that were packed (SHA-256)")
 
 
-def _idx_problems(tar: Path, found: list[Member]) -> Iterator[str]:
-    lines = [f"v1.2 {len(found) // 2}"]
-    for flac, record in zip(found[::2], found[1::2], strict=False):
+def _check_idx(idx: Path, there: list[Member], found: _Findings) -> None:
+    expected = [f"v1.2 {len(there) // 2}"]
+    for flac, record in zip(there[::2], there[1::2], strict=False):
         parts = [f"flac {flac.offset} {flac.size} {flac.name}", f"json {record.offset} {record.size} {record.name}"]
-        lines.append(" ".join(parts))
-    idx = tar.with_suffix(".idx")
+        expected.append(" ".join(parts))
     try:
-        text = idx.read_text(encoding="ascii", errors="replace")
+        lines = idx.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError as error:
-        yield f"{idx.name}: {error.strerror}"
+        found.problem(f"{idx.name}: {error.strerror}")
         return
-    there = text.splitlines()
-    wrong = sum(a != b for a, b in zip(there, lines, strict=False)) + abs(len(there) - len(lines))
+    wrong = sum(a != b for a, b in zip_longest(lines, expected))
     if wrong:
-        yield f"{idx.name} disagrees with the tar in {wrong} of {len(lines)} lines"
+        found.problem(f"{idx.name} disagrees with the tar in {wrong} of {len(expected)} lines")
 
 
-def _pairs(found: list[Member], problems: list[tuple[str, str, str]]) -> Iterator[tuple[Member, Member]]:
-    """Members that are a clip; what is none is a problem."""
+def _clips(there: list[Member], found: _Findings) -> Iterator[tuple[Member, Member]]:
+    """Pairs of members that are a clip; what is none is a problem."""
     at = 0
-    while at < len(found):
-        flac, record = found[at], found[at + 1] if at + 1 < len(found) else None
+    while at < len(there):
+        flac, record = there[at], there[at + 1] if at + 1 < len(there) else None
         key = flac.name.removesuffix(".flac")
-        is_clip = record is not None and flac.name == f"{key}.flac" and record.name == f"{key}.json"
-        if flac.problem or not is_clip:
-            problems.append((flac.name, flac.problem or _NOT_A_CLIP, ""))
+        if flac.problem or record is None or (flac.name, record.name) != (f"{key}.flac", f"{key}.json"):
+            found.problem(flac.problem or "not a member <key>.flac followed by <key>.json", flac.name)
             at += 1
             continue
-        assert record is not None
-        if record.problem or flac.size > MAX_FLAC_BYTES or record.size > MAX_RECORD_BYTES:
-            limits = f"over {MAX_FLAC_BYTES} bytes of flac or {MAX_RECORD_BYTES} bytes of json"
-            problems.append((flac.name, record.problem or limits, ""))
+        if record.problem:
+            found.problem(record.problem, record.name)
+        elif flac.size > MAX_FLAC_BYTES or record.size > MAX_RECORD_BYTES:
+            found.problem(f"over {MAX_FLAC_BYTES} bytes, or {MAX_RECORD_BYTES} in its json", flac.name)
         else:
             yield flac, record
         at += 2
 
 
-def _check_clip(
-    flac: Member,
-    audio: bytes,
-    record: Member,
-    text: bytes,
-    problems: list[tuple[str, str, str]],
-    sources: dict[str, dict[str, int]],
-) -> bytes:
+def _check_clip(flac: str, audio: bytes, record: str, text: bytes, found: _Findings) -> None:
     source, samples, pcm = "", 0, bytes(16)
     try:
         said = _check_record(text)
         source, samples = source_of(said["source"]), said["samples"]
+        found.count(source, said)
         if said["flac_crc32"] != zlib.crc32(audio):
-            problems.append((flac.name, "its bytes are not those that were packed (CRC-32)", source))
-        counts = sources.setdefault(source, {"clips": 0, "samples": 0, "captions": 0, "synthetic": 0, "captioned": 0})
-        counts["clips"] += 1
-        counts["samples"] += samples
-        counts["captions"] += len(said["text"])
-        counts["synthetic"] += len(said["synthetic_text"])
-        counts["captioned"] += bool(said["text"] or said["synthetic_text"])
-    except _BadMember as error:
-        problems.append((record.name, str(error), ""))
+            found.problem("its bytes are not those that were packed (CRC-32)", flac, source)
+    except _BadRecord as error:
+        found.problem(str(error), record)
     try:
         wave = decode_flac_int16(audio)
         pcm = hashlib.md5(wave.astype("<i2", copy=False).tobytes(), usedforsecurity=False).digest()
         if samples and len(wave) != samples:
-            problems.append((flac.name, f"{len(wave)} samples, its record says {samples}", source))
+            found.problem(f"{len(wave)} samples, its record says {samples}", flac, source)
         if audio[_MD5_AT : _MD5_AT + 16] not in (pcm, bytes(16)):
-            problems.append((flac.name, "its samples are not those that were encoded (MD5)", source))
+            found.problem("its samples are not those that were encoded (MD5)", flac, source)
     except AudioError as error:
-        problems.append((flac.name, error.reason, source))
-    return DIGESTS.pack(hashlib.sha256(audio + text).digest(), pcm)
+        found.problem(error.reason, flac, source)
+    found.digests.append(DIGESTS.pack(hashlib.sha256(audio + text).digest(), pcm))
 
 
 def _check_record(data: bytes) -> dict[str, Any]:
     try:
         record = json.loads(data)
-        texts = [record["text"], record["synthetic_text"]]
-        samples, rate, source = record["samples"], record["sample_rate"], record["source"]
-        duration, _ = record["duration"], record["flac_crc32"]
+        samples, rate, duration, source, _, written, synthetic = (record[name] for name in _FIELDS)
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise _BadMember("not the record of a clip") from None
+        raise _BadRecord("not the record of a clip") from None
     if rate != SAMPLE_RATE:
-        raise _BadMember(f"sample_rate is {rate!r:.40}, expected {SAMPLE_RATE}")
+        raise _BadRecord(f"sample_rate is {rate!r:.40}, expected {SAMPLE_RATE}")
     if not isinstance(samples, int) or samples < 1 or duration != samples / SAMPLE_RATE:
-        raise _BadMember(f"samples {samples!r:.40} and duration {duration!r:.40} do not fit")
+        raise _BadRecord(f"samples {samples!r:.40} and duration {duration!r:.40} do not fit")
     if not isinstance(source, str) or not source:
-        raise _BadMember("no source")
-    if not all(isinstance(kind, list) and all(isinstance(text, str) for text in kind) for kind in texts):
-        raise _BadMember("text or synthetic_text is no list of strings")
-    dropped = usable_captions(texts[0] + texts[1]).dropped
+        raise _BadRecord("no source")
+    for texts in (written, synthetic):
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise _BadRecord("text or synthetic_text is no list of strings")
+    dropped = usable_captions(written + synthetic).dropped
     if dropped:
-        raise _BadMember(dropped[0])
+        raise _BadRecord(dropped[0])
     return record

@@ -15,8 +15,10 @@ _TASKS: dict[str, Callable[..., tuple[dict[str, Any], bytes]]] = {"check": check
 
 def main() -> None:
     """Answer until stdin ends, as it does when the other process is gone, however it went."""
-    # Ctrl-C reaches every process of a terminal; the one that gave the jobs ends this one.
+    # Ctrl-C reaches every process of a terminal; the one that gave the jobs ends this one. When that one is gone, so is
+    # the reader of the answers: no reason for words.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     # What a library prints is no part of an answer.
     with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)
