@@ -24,12 +24,12 @@ def pack_command(
     workers: int | None = None,
     clips_per_shard: int = 512,
 ) -> int:
-    """Turn a folder of wav, flac, ogg and mp3 into shards of 16 kHz mono FLAC, and report what was skipped and why.
+    """Turn wav, flac, ogg and mp3, in folders or tars, into shards of 16 kHz mono FLAC, and report what was skipped.
 
     Interrupted or killed, the same command continues.
 
     Args:
-        audio_dir: Folder with audio, searched recursively.
+        audio_dir: Folder with audio, or with tars of audio and json, searched recursively.
         out: Directory to write; must not exist or be empty.
         captions: csv with file (relative to AUDIO_DIR), caption and, optionally, synthetic; or a WavCaps-style json.
         layout: Where captions are: csv, a json beside each audio file or in its tar (laion), one json list (wavcaps).

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..json_file import read_json
-from .audio import SAMPLE_RATE
+from .audio import SAMPLE_RATE, printable
 from .progress import progress_bar
 from .shards_files import INDEX_NAME, SIZES_NAME, read_index, stray_files
 from .shards_index import ShardIndex, ShardTotals
@@ -66,7 +66,7 @@ class ShardsReport:
         lines += [f"{p.file}{': ' * bool(p.member)}{p.member}: {p.reason}" for p in self.problems[:_MOST_SHOWN]]
         if len(self.problems) > _MOST_SHOWN:
             lines.append(f"and {len(self.problems) - _MOST_SHOWN} more problems (--json names all)")
-        return lines
+        return list(map(printable, lines))
 
     def content(self) -> dict[str, Any]:
         """Everything, for a JSON file."""
@@ -74,7 +74,7 @@ class ShardsReport:
             "folder": str(self.folder),
             "shards": self.shards,
             "sources": self.sources,
-            "problems": [{name: getattr(problem, name) for name in Problem.__slots__} for problem in self.problems],
+            "problems": list(map(asdict, self.problems)),
             "duplicates": self.duplicates,
         }
 
@@ -84,7 +84,7 @@ def check_shards(folder: str | os.PathLike[str], *, workers: int | None = None, 
 
     Compared are the tars with their `.idx`, their SHA-256 and sizes; the names, records, captions and samples of the
     clips; and the counts and the fingerprint of `index.json` with all of them. Files that should not be there, or are
-    half written, are named. Memory grows by 16 bytes a clip.
+    half written, are named. Memory grows by some dozens of bytes a clip.
 
     Raises `InputError` when the directory has no index that can be understood, `RunError` when processes cannot work.
     """
@@ -132,15 +132,19 @@ def _count(report: ShardsReport, sources: dict[str, dict[str, int]]) -> ShardTot
 def _duplicates(names: list[str], clips: list[int], hashes: bytes) -> list[list[str]]:
     """Groups of clips with equal hashes."""
     values = np.frombuffer(hashes, np.uint64).reshape(-1, 2)
+    if not len(values):
+        return []
     order = np.lexsort(values.T)  # stable: within a group the clips keep their order
     ordered = values[order]
-    starts = np.flatnonzero((ordered[1:] != ordered[:-1]).any(axis=1)) + 1
+    bounds = np.flatnonzero((ordered[1:] != ordered[:-1]).any(axis=1)) + 1
+    starts, stops = np.concatenate([[0], bounds]), np.concatenate([bounds, [len(values)]])
+    several = (stops - starts > 1) & ordered[starts].any(axis=1)  # zeros: not decoded
     first_clip = np.cumsum([0, *clips])
     groups: list[list[str]] = []
-    for group in np.split(order, starts):
-        if len(group) > 1 and values[group[0]].any():  # zeros: not decoded
-            shards = np.searchsorted(first_clip, group, side="right") - 1
-            groups.append([f"{names[s]}:{i - first_clip[s]}" for s, i in zip(shards, group, strict=True)])
+    for start, stop in zip(starts[several], stops[several], strict=True):
+        group = order[start:stop]
+        shards = np.searchsorted(first_clip, group, side="right") - 1
+        groups.append([f"{names[s]}:{i - first_clip[s]}" for s, i in zip(shards, group, strict=True)])
     return sorted(groups)
 
 

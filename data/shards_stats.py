@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .audio import printable
 from .damage import source_of
 from .shards import Shards
 from .tokens import CaptionTokenizer
@@ -59,7 +60,7 @@ class ShardsStats:
         if len(self.tokens):
             lines.append(_row("tokens", [f"{value:.0f}" for value in content["tokens_percentiles"].values()]))
             lines.append(f"a caption has {content['tokens_mean']:.1f} tokens on average, <s> and </s> included")
-        lines += [f"{hours:10.2f} h  {name}" for name, hours in content["hours_by_source"].items()]
+        lines += [f"{hours:10.2f} h  {printable(name)}" for name, hours in content["hours_by_source"].items()]
         return lines
 
 

@@ -215,6 +215,23 @@ def test_links_and_strangers_inside_a_tar_are_named(packed: Path) -> None:
         Shards.open(packed)
 
 
+def test_names_from_a_hostile_tar_cannot_steer_the_terminal(packed: Path) -> None:
+    with tarfile.open(packed / "shard-000000.tar", "a") as archive:
+        archive.addfile(tarfile.TarInfo("\x1b[2Jx\n.flac"))
+    lines = check(packed).lines()
+    assert any("\ufffd[2Jx\ufffd.flac" in line for line in lines)
+    assert all(line.isprintable() for line in lines)
+
+
+def test_shards_of_which_nothing_is_left_are_named(packed: Path) -> None:
+    for tar in packed.glob("*.tar"):
+        tar.write_bytes(b"")
+    report = check(packed)
+    assert report.sources == {}
+    assert {f"shard-00000{n}.tar" for n in range(3)} <= {problem.file for problem in report.problems}
+    assert report.lines()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("captions", 99), ("captioned_clips", 6), ("seconds", 1.0), ("fingerprint", "0" * 64)],
