@@ -20,7 +20,7 @@ from .bench.commands import (
     report_command,
     steps_command,
 )
-from .data.commands import pack_command
+from .data.commands import check_command, merge_command, pack_command
 from .engine.commands import (
     INTERRUPTED,
     caption_command,
@@ -34,6 +34,7 @@ from .engine.demo import demo_command
 from .engine.flags import command
 from .engine.parity_command import parity_command
 from .engine.plan_command import plan_command
+from .engine.shards_stats_command import shards_stats_command
 from .errors import InputError, RunError
 
 Command = Callable[[Sequence[str]], int]
@@ -44,6 +45,12 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
         command(demo_command, "cacophony demo"),
     ),
     "pack": ("turn a folder of audio and captions into shards", command(pack_command, "cacophony pack")),
+    "shards check": ("decode and verify packed shards", command(check_command, "cacophony shards check")),
+    "shards stats": (
+        "hours, lengths and tokens of packed shards",
+        command(shards_stats_command, "cacophony shards stats"),
+    ),
+    "shards merge": ("join packed directories into one", command(merge_command, "cacophony shards merge")),
     "train mae": ("stage 1: the audio masked autoencoder", lambda argv: train_command("mae", argv)),
     "train contrastive": ("stage 2: contrastive + captioning", lambda argv: train_command("contrastive", argv)),
     "evaluate retrieval": (
