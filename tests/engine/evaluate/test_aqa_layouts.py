@@ -31,13 +31,13 @@ def music(tmp_path: Path) -> Path:
 
 def test_clotho_aqa(clotho: Path):
     read = read_questions(clotho, "clotho-aqa")
-    assert {split: len(questions) for split, questions in read.splits.items()} == {"train": 72, "val": 36, "test": 36}
+    assert {split: len(questions) for split, questions in read.splits.items()} == {"train": 120, "val": 120, "test": 36}
     assert Question(clotho / "audio_files/test1.wav", HIGH_QUESTION, "yes") in read.splits["test"]
     assert sum(question.is_binary for question in read.splits["test"]) == 18
     assert not any(read.missing.values())
 
 
-@pytest.mark.parametrize(("agreement", "answers"), [("all", 72), ("majority", 24), ("unanimous", 23)])
+@pytest.mark.parametrize(("agreement", "answers"), [("all", 120), ("majority", 40), ("unanimous", 39)])
 def test_people_may_disagree(clotho: Path, agreement: Agreement, answers: int):
     rows = clotho_rows("train")
     rows[0] = (*rows[0][:2], "  HIGH ", "maybe")  # one of three says high, two say low
@@ -75,7 +75,7 @@ def test_music_aqa_has_the_audio_questions_that_were_kept(music: Path):
         "How many cellos sound?",
     }
     assert {question.answer for question in read.splits["test"] if not question.is_binary} == {"one", "two"}
-    assert len(read.splits["train"]) == 24
+    assert len(read.splits["train"]) == 40
     assert read.splits["val"][0].audio == music / "audio/00010000.wav"
 
 
@@ -96,7 +96,7 @@ def test_missing_clips_are_named_and_their_questions_left_out(clotho: Path):
 def test_a_split_without_clips_is_refused(clotho: Path):
     for path in (clotho / "audio_files").glob("val*"):
         path.unlink()
-    with pytest.raises(InputError, match=r"split val has none of its 6 clips in .*audio_files"):
+    with pytest.raises(InputError, match=r"split val has none of its 20 clips in .*audio_files"):
         read_questions(clotho, "clotho-aqa")
 
 

@@ -39,10 +39,12 @@ def evaluate(model: HearModel, directory: Path) -> dict[str, Any]:
 
 
 def test_low_and_high_tones_are_told_apart(model: HearModel, scenes: Path):
+    """Budget: four of five of a random encoder of 16 features; half would be chance."""
     result = evaluate(model, scenes)
-    assert result["scores"] == {"top1_acc": 1.0, "mAP": 1.0}
+    assert result["scores"].keys() == {"top1_acc", "mAP"}
+    assert min(result["scores"].values()) >= 0.8
     assert result["deviations"] == {}
-    assert (result["sounds"], result["missing"], result["not_computed"]) == (24, [], ["a_score_of_others"])
+    assert (result["sounds"], result["missing"], result["not_computed"]) == (48, [], ["a_score_of_others"])
     assert json.loads(json.dumps(result)) == result
     assert "top1_acc" in format_hear(result)
 
@@ -74,7 +76,7 @@ def test_missing_sounds_are_counted_and_said(model: HearModel, tmp_path: Path):
     write_scenes(tmp_path, TVT)
     (tmp_path / "16000/test/test3.wav").unlink()
     result = evaluate(model, tmp_path)
-    assert (result["sounds"], result["missing"]) == (23, ["test/test3.wav"])
+    assert (result["sounds"], result["missing"]) == (47, ["test/test3.wav"])
     assert "1 missing" in format_hear(result)
     assert "test3.wav" in format_hear(result)
 
