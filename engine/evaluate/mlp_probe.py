@@ -129,6 +129,9 @@ def fit_best_probe(
 class _Standardise(nn.Module):
     """Features less their mean, over their deviation; those that do not vary become 0."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, features: Tensor) -> None:
         super().__init__()
         deviation = features.std(dim=0)

@@ -4,7 +4,7 @@
 >>> from cacophony.engine.evaluate.mteb_encoder import CacophonyEncoder
 >>> mteb.evaluate(CacophonyEncoder("runs/caco"), mteb.get_tasks(tasks=["ClothoT2ARetrieval"]))
 
-mteb is the extra `evaluate`'s; without it the encoder encodes all the same.
+mteb is the extra `evaluate`'s (its own tasks also want `mteb[audio]`, to decode); the encoder encodes without it.
 """
 
 from collections.abc import Iterable, Mapping

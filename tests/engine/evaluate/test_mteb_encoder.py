@@ -92,3 +92,52 @@ def test_mteb_takes_it_for_an_encoder(encoder: CacophonyEncoder):
         assert ours == theirs
     meta = encoder.mteb_model_meta
     assert (meta.revision, meta.embed_dim, set(meta.modalities)) == ("r1", 16, {"audio", "text"})
+
+
+@pytest.mark.filterwarnings("ignore")  # mteb's and its dependencies' own
+def test_mteb_scores_a_task_of_local_data(encoder: CacophonyEncoder):
+    """Text to audio over twelve clips: hit rates as they follow from the embeddings."""
+    mteb, datasets = pytest.importorskip("mteb"), pytest.importorskip("datasets")
+    retrieval = importlib.import_module("mteb.abstasks.retrieval")
+    metadata = importlib.import_module("mteb.abstasks.task_metadata").TaskMetadata
+    clips = [item(0.5 + 0.05 * i, seed=i) for i in range(12)]
+    texts = [f"sound number {i}" for i in range(12)]
+
+    class Local(retrieval.AbsTaskRetrieval):
+        def load_data(self, num_proc: int | None = None, **_: Any) -> None:
+            names = [str(i) for i in range(12)]
+            rows = [{**clip, "array": clip["array"].tolist()} for clip in clips]
+            split = {
+                "corpus": datasets.Dataset.from_dict({"id": names, "audio": rows}),
+                "queries": datasets.Dataset.from_dict({"id": names, "text": texts}),
+                "relevant_docs": {name: {name: 1} for name in names},
+                "top_ranked": None,
+            }
+            self.dataset = {"default": {"test": split}}
+            self.data_loaded = True
+
+    Local.metadata = metadata(
+        name="LocalT2ARetrieval",
+        description="twelve clips",
+        dataset={"path": "local/local", "revision": "1"},
+        type="Any2AnyRetrieval",
+        category="t2a",
+        modalities=["text", "audio"],
+        eval_langs=["eng-Latn"],
+        main_score="hit_rate_at_5",
+        reference=None,
+        date=None,
+        domains=None,
+        task_subtypes=None,
+        license=None,
+        annotations_creators=None,
+        dialect=None,
+        sample_creation=None,
+        bibtex_citation="",
+    )
+    result = mteb.evaluate(encoder, Local(), cache=None, encode_kwargs={"batch_size": 5}, show_progress_bar=False)
+    scores = result.task_results[0].scores["test"][0]
+    similarity = encoder.model.embed_text(texts) @ encoder.model.embed_audio([c["array"] for c in clips]).T
+    ranks = (similarity > np.diag(similarity)[:, None]).sum(axis=1)
+    for k in (1, 5, 10):
+        assert scores[f"hit_rate_at_{k}"] == pytest.approx(np.mean(ranks < k), abs=1e-4)
