@@ -69,12 +69,12 @@ def load_model(model_file_path: str | Path = "", *, fixed_seconds: float | None 
     return HearModel(read_model(Path(model_file_path)), fixed_seconds)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what is trained on an embedding may keep it for its backward
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     """Return one embedding of each sound, float32 ``[n, scene_embedding_size]`` on the model's device.
 
-    Stage 2 gives the unit embedding of its pooler, stage 1 the mean over the patches of the sound. (The authors' code
-    for stage 1 also averages over what pads a sound to ten seconds; ours does so where ``fixed_seconds`` is set.)
+    Stage 2 gives the unit embedding of its pooler, stage 1 the mean over the patches of the sound. (For stage 1 the
+    authors' code averages over the empty slots behind a sound of less than ten seconds, too.)
 
     Args:
         audio: float ``[n, samples]`` at the model's sample rate, in [-1, 1].
@@ -91,7 +91,7 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     return torch.cat(parts).float() if parts else torch.zeros(0, model.scene_embedding_size, device=model.device)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what is trained on an embedding may keep it for its backward
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
     """Return an embedding every 160 ms, float32 ``[n, T, timestamp_embedding_size]``, and their times ``[n, T]``.
 
@@ -108,11 +108,8 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     parts = [
         model.encoder(model.patches(sounds)).unflatten(1, (-1, FREQ_PATCHES)).mean(2) for sounds in _parts(audio, model)
     ]
-    if not parts:
-        return torch.zeros(0, 0, model.timestamp_embedding_size, device=model.device), torch.zeros(
-            0, 0, device=model.device
-        )
-    embeddings = torch.cat(parts).float()
+    nothing = torch.zeros(0, 0, model.timestamp_embedding_size, device=model.device)
+    embeddings = torch.cat(parts).float() if parts else nothing
     middle = ((PATCH_SIDE - 1) * HOP + WINDOW) / 2
     times = (torch.arange(embeddings.shape[1], device=model.device) * _PATCH_SAMPLES + middle) * (1000 / SAMPLE_RATE)
     return embeddings, times.float().expand(len(embeddings), -1).contiguous()

@@ -5,6 +5,7 @@ for every other rotation, and the test scores are averaged over the rotations.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -36,7 +37,7 @@ PROBES = tuple(
     ProbeConfig(hidden_layers=layers, learning_rate=rate)
     for layers, rate in itertools.product((1, 2), (3.2e-3, 1e-3, 3.2e-4, 1e-4))
 )
-"""The probes tried: the grid with which the HEAR kit makes its published figures."""
+"""The probes tried: the HEAR kit's default grid, with one of its two initialisations."""
 
 _SOUNDS_AT_ONCE = 32
 
@@ -65,9 +66,9 @@ def evaluate_hear(
 ) -> dict[str, Any]:
     """Return the task's scores and how they came about, as JSON takes it.
 
-    ``scores`` are means over the rotations, ``deviations`` their standard deviations where there are several. Scores of
-    the task that are none of ours are named under ``not_computed``. Raises InputError where a sound cannot be decoded,
-    none of the scores is ours, or sed_eval is missing for an event task.
+    ``scores`` are means over the rotations, ``deviations`` their standard deviations where there are several; a score
+    that is no finite number is None. Scores of the task that are none of ours are named under ``not_computed``. Raises
+    InputError where a sound cannot be decoded, none of the scores is ours, or sed_eval is missing for an event task.
     """
     known = EVENT_SCORES if task.kind == "event" else tuple(SCENE_SCORES)
     names = [name for name in task.scores if name in known]
@@ -82,12 +83,12 @@ def evaluate_hear(
         turn_of(task, rotation, splits, names, [turns[0].probe.config], model.device) for rotation in task.rotations[1:]
     ]
     table = {name: [turn.scores[name] for turn in turns] for name in names}
-    several = len(turns) > 1
+    several = len(turns) > 1 and all(map(np.isfinite, itertools.chain.from_iterable(table.values())))
     return {
         "task": task.name,
         "embedding_type": task.kind,
-        "scores": {name: float(np.mean(values)) for name, values in table.items()},
-        "deviations": {name: float(np.std(values, ddof=1)) for name, values in table.items()} if several else {},
+        "scores": {name: _number(np.mean(values)) for name, values in table.items()},
+        "deviations": {name: _number(np.std(values, ddof=1)) for name, values in table.items()} if several else {},
         "turns": [_record(turn) for turn in turns],
         "probe": asdict(turns[0].probe.config),
         "sounds": sum(map(len, task.splits.values())),
@@ -102,7 +103,8 @@ def format_hear(result: dict[str, Any]) -> str:
     lines = [f"{result['task']}: {result['sounds']} sounds, {len(result['missing'])} missing"]
     for name, value in result["scores"].items():
         spread = result["deviations"].get(name)
-        lines.append(f"  {name:24} {value:.4f}" + ("" if spread is None else f" ± {spread:.4f} over the folds"))
+        figure = "undefined, or infinite" if value is None else f"{value:.4f}"
+        lines.append(f"  {name:24} {figure}" + ("" if spread is None else f" ± {spread:.4f} over the folds"))
     if result["missing"]:
         lines.append(f"  missing: {', '.join(result['missing'][:5])}{', …' if len(result['missing']) > 5 else ''}")
     if result["not_computed"]:
@@ -110,10 +112,15 @@ def format_hear(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _number(value: float | np.floating) -> float | None:
+    """What JSON can hold: a class that is separated has an infinite d', one without examples has no score."""
+    return float(value) if math.isfinite(value) else None
+
+
 def _record(turn: _Turn) -> dict[str, Any]:
     return {
         "test": turn.rotation.test,
-        "scores": turn.scores,
+        "scores": {name: _number(value) for name, value in turn.scores.items()},
         "epoch": turn.probe.epoch,
         "validation_score": turn.probe.validation_score,
         "smoothing": None if turn.smoothing is None else asdict(turn.smoothing),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from cacophony.engine.projection import principal_plane, umap_plane
 from cacophony.errors import InputError
+from numba.core import config
 
 
 def test_principal_components_keep_what_lies_in_a_plane():
@@ -23,7 +24,9 @@ def test_the_plane_does_not_flip():
     np.testing.assert_allclose(principal_plane(again).points, principal_plane(rows).points, atol=1e-6)
 
 
-def test_umap_keeps_neighbours_together_and_repeats_itself():
+def test_umap_keeps_neighbours_together_and_repeats_itself(monkeypatch: pytest.MonkeyPatch):
+    # Compiled, umap takes a quarter of a minute to begin; so few rows need no compiler.
+    monkeypatch.setattr(config, "DISABLE_JIT", True)
     pytest.importorskip("umap")
     generator = np.random.default_rng(0)
     centres = np.repeat(np.eye(6)[:2], 12, axis=0)

@@ -116,6 +116,14 @@ def test_a_fixed_length_cuts_or_fills_with_silence(run: Path, model: HearModel):
         assert (get_scene_embeddings(given, fixed) - get_scene_embeddings(given, model)).abs().max() > 1e-4
 
 
+def test_a_layer_can_be_trained_on_top(model: HearModel):
+    layer = torch.nn.Linear(16, 2)
+    layer(get_scene_embeddings(noise(2, 9_000), model)).sum().backward()
+    layer(get_timestamp_embeddings(noise(2, 9_000), model)[0]).sum().backward()
+    assert layer.weight.grad is not None
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_no_sound_gives_no_embedding(model: HearModel):
     assert get_scene_embeddings(noise(0, 9_000), model).shape == (0, 16)
     embeddings, times = get_timestamp_embeddings(noise(0, 9_000), model)

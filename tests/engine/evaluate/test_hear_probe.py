@@ -49,6 +49,14 @@ def test_low_and_high_tones_are_told_apart(model: HearModel, scenes: Path):
     assert "top1_acc" in format_hear(result)
 
 
+def test_a_score_without_a_finite_value_is_said(model: HearModel, tmp_path: Path):
+    write_scenes(tmp_path, TVT, each=4, evaluation=["top1_acc", "d_prime"])
+    result = evaluate(model, tmp_path)
+    assert result["scores"]["d_prime"] is None  # both classes are separated
+    assert "undefined, or infinite" in format_hear(result)
+    json.dumps(result, allow_nan=False)
+
+
 def test_the_same_seed_gives_the_same_result(model: HearModel, scenes: Path):
     assert evaluate(model, scenes) == evaluate(model, scenes)
 
