@@ -118,12 +118,12 @@ def gap_curves(path: str | Path, curves: Mapping[str, Sequence[tuple[float, floa
         axes.plot(
             steps, gaps, color=_COLOURS[index % len(_COLOURS)], linewidth=2.2, marker="o", markersize=5, label=run
         )
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     _plain(axes)
     axes.set_title(title, loc="left", color=_INK, fontsize=13, fontweight="bold", pad=10)
     axes.set_xlabel("step", color=_INK)
-    axes.set_ylabel("‖mean audio - mean text‖", color=_INK)
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+    axes.set_ylabel("‖mean audio − mean text‖", color=_INK)
+    figure.legend(frameon=False, fontsize=9, labelcolor=_INK, loc="outside lower left")
     _save(figure, path)
 
 

@@ -1,7 +1,7 @@
 """Answers to questions about audio: a classifier on the frozen embeddings of clip and question, concatenated.
 
 Yes-or-no questions and questions with a word for an answer have a classifier each: four layers, trained on the train
-split, stopped by the val split (paper, section IV).
+split, stopped by the val split, as in the paper.
 """
 
 from collections import Counter

@@ -83,12 +83,15 @@ def evaluate_hear(
         turn_of(task, rotation, splits, names, [turns[0].probe.config], model.device) for rotation in task.rotations[1:]
     ]
     table = {name: [turn.scores[name] for turn in turns] for name in names}
-    several = len(turns) > 1 and all(map(np.isfinite, itertools.chain.from_iterable(table.values())))
     return {
         "task": task.name,
         "embedding_type": task.kind,
         "scores": {name: _number(np.mean(values)) for name, values in table.items()},
-        "deviations": {name: _number(np.std(values, ddof=1)) for name, values in table.items()} if several else {},
+        "deviations": {
+            name: float(np.std(values, ddof=1))
+            for name, values in table.items()
+            if len(turns) > 1 and np.isfinite(values).all()
+        },
         "turns": [_record(turn) for turn in turns],
         "probe": asdict(turns[0].probe.config),
         "sounds": sum(map(len, task.splits.values())),
