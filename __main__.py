@@ -31,6 +31,7 @@ from .engine.commands import (
 )
 from .engine.convert_command import convert_command
 from .engine.demo import demo_command
+from .engine.evaluate.frozen_commands import aqa_command, gap_command, hear_command
 from .engine.flags import command
 from .engine.parity_command import parity_command
 from .engine.plan_command import plan_command
@@ -57,6 +58,9 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
         "audio-text retrieval of a run",
         command(retrieval_command, "cacophony evaluate retrieval"),
     ),
+    "evaluate aqa": ("questions about audio", command(aqa_command, "cacophony evaluate aqa")),
+    "evaluate hear": ("a HEAR task on frozen embeddings", command(hear_command, "cacophony evaluate hear")),
+    "evaluate gap": ("modality gap over a run's checkpoints", command(gap_command, "cacophony evaluate gap")),
     "embed": ("embeddings of audio files", command(embed_command, "cacophony embed")),
     "caption": ("captions of audio files", command(caption_command, "cacophony caption")),
     "plan": ("memory, FLOPs and time of a run on GPUs you need not have", command(plan_command, "cacophony plan")),

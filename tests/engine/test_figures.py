@@ -4,7 +4,15 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from cacophony.engine.figures import corpus_histograms, embedding_map, loss_curves, mel_reconstruction, modality_gap
+from cacophony.engine.figures import (
+    corpus_histograms,
+    embedding_map,
+    gap_curves,
+    loss_curves,
+    mel_reconstruction,
+    modality_gap,
+)
+from cacophony.engine.projection import Plane
 from cacophony.errors import InputError
 
 
@@ -75,6 +83,26 @@ def test_embedding_map_draws_few_and_many_pairs(tmp_path: Path, pairs: int, kind
         audio[1] = np.nan
     embedding_map(tmp_path / "map.png", audio, text, [f"kind {i % kinds}" for i in range(pairs)])
     assert_picture(tmp_path / "map.png")
+
+
+def test_embedding_map_without_labels_on_a_plane_of_the_callers(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    audio, text = rng.normal(size=(2, 7, 5))
+    seen: list[np.ndarray] = []
+
+    def project(rows: np.ndarray) -> Plane:
+        seen.append(rows)
+        return Plane(rows[:, :2], ("left to right", "up"))
+
+    embedding_map(tmp_path / "map.png", audio, text, None, project)
+    assert_picture(tmp_path / "map.png")
+    np.testing.assert_array_equal(seen[0], np.concatenate([audio, text]))
+
+
+def test_gap_curves_draw_runs_of_one_and_of_many_checkpoints(tmp_path: Path):
+    curves = {"a": [(100.0, 1.2)], "b": [(100.0, 1.1), (200.0, 0.9), (300.0, 0.8)]}
+    gap_curves(tmp_path / "gap.png", curves, "Modality gap")
+    assert_picture(tmp_path / "gap.png")
 
 
 def test_embedding_map_of_collapsed_embeddings(tmp_path: Path):

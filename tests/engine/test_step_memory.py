@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ CONTRASTIVE = ContrastiveRunConfig(
 )
 CPU = World(0, 1, torch.device("cpu"))
 CLIP = ClipSize(patches=64, text_tokens=20)
+SECONDS, TOKENS = (CLIP.samples / 16_000, CLIP.samples / 16_000), (CLIP.text_tokens, CLIP.text_tokens)
 
 
 def real_inputs(config: Config, clips: int) -> tuple[AudioMAE | AudioText, AudioTextBatch]:
@@ -44,7 +46,7 @@ def real_inputs(config: Config, clips: int) -> tuple[AudioMAE | AudioText, Audio
     init_weights(model, 0)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    return model, noise_batch(clips, 60, seconds=(CLIP.samples / 16_000,) * 2, tokens=(CLIP.text_tokens,) * 2)
+    return model, noise_batch(clips, 60, seconds=SECONDS, tokens=TOKENS)
 
 
 def real_step(config: Config, clips: int) -> int:
@@ -59,7 +61,8 @@ def allocated(config: Config, clips: int) -> int:
     objective = build_objective(config, CPU)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         objective.backward(model, objective.prepare(batch, 0))
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    kineto: Any = profiled.profiler
+    events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
     return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
@@ -82,7 +85,7 @@ def test_tensors_without_contents_take_what_the_fused_ops_take(config: Config):
         on_meta = build_model(config)
     for parameter in on_meta.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    batch = noise_batch(4, 60, seconds=(CLIP.samples / 16_000,) * 2, tokens=(CLIP.text_tokens,) * 2)
+    batch = noise_batch(4, 60, seconds=SECONDS, tokens=TOKENS)
     traced = trace_step(on_meta, config, World(0, 1, META), batch.to(META)).peak
     with use_backend("fused"):
         made = real_step(config, 4)
