@@ -10,7 +10,8 @@ from rich.progress import track
 from ...data.shards import Shards
 from ...errors import InputError
 from ...models.model_directory import MODEL_FILE
-from ...models.weights import load_into, load_tensors
+from ...models.tensor_shapes import load_into
+from ...models.weights import load_tensors
 from ..checkpoint import checkpoints, load_state
 from ..figures import modality_gap
 from ..inference import Cacophony, load

@@ -13,7 +13,8 @@ from cacophony.engine.checkpoint import checkpoints
 from cacophony.engine.evaluate.gap import evaluate_gap
 from cacophony.engine.inference import load
 from cacophony.errors import InputError
-from cacophony.models.weights import load_into, load_tensors
+from cacophony.models.tensor_shapes import load_into
+from cacophony.models.weights import load_tensors
 
 Refused = Callable[[list[str]], str]
 
