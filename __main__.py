@@ -13,6 +13,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from .bench.commands import (
     all_command,
+    blocks_command,
     compile_command,
     kernels_command,
     packing_command,
@@ -58,6 +59,10 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "bench kernels": ("time of every op against its rivals", command(kernels_command, "cacophony bench kernels")),
     "bench all": ("tests, ops and steps on a GPU, in ten minutes", command(all_command, "cacophony bench all")),
     "bench report": ("table and picture of a bench", command(report_command, "cacophony bench report")),
+    "bench blocks": (
+        "time of a transformer block and of a stack, by hand against PyTorch's",
+        command(blocks_command, "cacophony bench blocks"),
+    ),
     "bench steps": ("time of a step of both stages", command(steps_command, "cacophony bench steps")),
     "bench packing": (
         "what padding costs: both towers, packed against padded",

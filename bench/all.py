@@ -1,4 +1,4 @@
-"""All there is to measure in one command, within ten minutes: tests on the GPU, roofs, ops, steps of both stages.
+"""All there is to measure in one command, within ten minutes: tests on the GPU, roofs, ops, blocks, steps.
 
 Nothing here needs more than torch, Triton, NumPy and pytest. Each part has a share of the time; what it leaves over
 falls to those after it. A part that fails or is cut says so, and the rest runs all the same.
@@ -17,13 +17,20 @@ import torch
 from ..engine.distributed import choose_device
 from ..json_file import check_writable, write_json
 from .machine import machine
-from .parts import Outcome, Plan, run_kernels, run_roofs, run_steps, run_tests
+from .parts import Outcome, Plan, run_blocks, run_kernels, run_roofs, run_steps, run_tests
 from .report import write_report
 from .steps import step_ratios
 
 BUDGET_S, QUICK_BUDGET_S = 560.0, 110.0  # of ten minutes and two; the rest is for starting and for writing down
 
-_SHARES = {"roofs": 0.1, "tests": 0.2, "kernels": 0.4, "steps_mae": 0.15, "steps_contrastive": 0.15}
+_SHARES = {
+    "roofs": 0.1,
+    "tests": 0.15,
+    "kernels": 0.3,
+    "blocks": 0.15,
+    "steps_mae": 0.15,
+    "steps_contrastive": 0.15,
+}
 
 
 def bench_all(json_file: Path, *, quick: bool = False, device: str = "auto") -> int:
@@ -51,6 +58,7 @@ def _run_parts(plan: Plan, budget: float) -> tuple[dict[str, Outcome], dict[str,
         "roofs": lambda time_: run_roofs(plan, time_),
         "tests": lambda time_: run_tests(plan, time_),
         "kernels": lambda time_: run_kernels(plan, time_, outcomes["roofs"].figures),
+        "blocks": lambda time_: run_blocks(plan, time_, outcomes["roofs"].figures),
         "steps_mae": lambda time_: run_steps(plan, time_, "mae"),
         "steps_contrastive": lambda time_: run_steps(plan, time_, "contrastive"),
     }
@@ -81,6 +89,7 @@ def _figures(
         "tests": outcomes["tests"].figures,
         "roofs": outcomes["roofs"].figures,
         "kernels": outcomes["kernels"].figures or [],
+        "blocks": outcomes["blocks"].figures or [],
         "steps": steps,
         "step_ratios": step_ratios(steps),
     }

@@ -1,4 +1,4 @@
-"""The commands about evidence: bench kernels, steps, all, report, compile."""
+"""The commands about evidence: bench kernels, blocks, steps, packing, all, report, compile."""
 
 import sys
 from dataclasses import asdict, replace
@@ -17,14 +17,16 @@ from ..kernels.layout import LayoutName
 from ..models.config import AUDIO_TEXT_SIZES
 from .against import compare_with, comparison_table
 from .all import bench_all
+from .block_stack import SEQUENCES, TIMED, BlockProvider
+from .blocks import BlockSettings, bench_blocks
 from .compile_gate import ARCHITECTURES, INFORMATIVE_ARCHITECTURE, compile_kernels, markdown_table, problems
 from .kernels import KernelSettings, bench_kernels
 from .machine import machine
 from .packing import bench_packing
 from .report import write_report
-from .roofline import measure_roofs
+from .roofline import Roofs, measure_roofs
 from .steps import StepSettings, bench_steps, step_ratios
-from .tables import kernel_table, roof_line, step_table
+from .tables import block_table, kernel_table, roof_line, step_table
 from .training_step import StepProvider, Variant
 
 JsonFile = Annotated[Path | None, tyro.conf.arg(name="json")]
@@ -47,7 +49,8 @@ def steps_command(
         size: Networks to time.
         clips: Clips of a step, in one micro-batch.
         rounds: Steps timed for each stage, provider and layout.
-        provider: Plain PyTorch, the same through torch.compile, the fused ops.
+        provider: reference, plain PyTorch as specified; sdpa, the same with PyTorch's scaled_dot_product_attention, its
+            dropout a mask of its own; compile, that through torch.compile; fused, the fused ops.
         layout: Packed tokens, or padded ones.
         precision: Precision of the forward and backward pass.
         device: cpu, cuda, ...; auto takes a GPU where there is one.
@@ -120,6 +123,58 @@ def kernels_command(
     print(kernel_table(rows))
     print(f"roofs: {roof_line(asdict(roofs))}")
     _finish(json_file, chosen, {"settings": asdict(settings), "roofs": asdict(roofs), "kernels": rows})
+    return 0
+
+
+def blocks_command(
+    *,
+    size: Literal["demo", "ablation", "paper"] = "paper",
+    tokens: int = 65536,
+    layers: tuple[int, ...] = (1, 12),
+    sequences: tuple[str, ...] = SEQUENCES,
+    provider: tuple[BlockProvider, ...] = TIMED,
+    precision: Precision = "bf16",
+    rounds: int = 2,
+    seconds: float = 0.2,
+    device: str = "auto",
+    json_file: JsonFile = None,
+) -> int:
+    """Time transformer blocks forward, backward and both; what is wrong is refused a time. Dropout is off.
+
+    Args:
+        size: Networks whose blocks are timed.
+        tokens: Valid tokens of a call, about; the default is a GPU's.
+        layers: Blocks in a row.
+        sequences: Kinds of sequences: S = 150, S = 512 and S = 750 for audio, captions (ragged, 6 to 30 tokens).
+        provider: By hand on packed tokens, keeping everything (stash10) or little (stash3), and with xFormers'
+            attention; by hand on padded tokens; sdpa, autograd on padded tokens with PyTorch's
+            scaled_dot_product_attention; compile, that through torch.compile; reference, plain PyTorch as specified.
+        precision: Precision of tokens and products; parameters are float32.
+        rounds: Turns of each provider.
+        seconds: Time of a turn for each pass.
+        device: cpu, cuda, ...; auto takes a GPU where there is one.
+        json_file: File to write the same figures to as JSON, with device and versions.
+    """
+    if json_file is not None:
+        check_writable(json_file)
+    chosen = choose_device(device)
+    settings = BlockSettings(
+        size=size,
+        tokens=tokens,
+        layers=layers,
+        sequences=sequences,
+        providers=provider,
+        precision=precision,
+        device=str(chosen),
+        rounds=rounds,
+        seconds=seconds,
+    )
+    settings.check()
+    roofs = asdict(measure_roofs(chosen, seconds=seconds))
+    rows = [asdict(row) for row in bench_blocks(settings, Roofs(**roofs))]
+    print(block_table(rows))
+    print(f"roofs: {roof_line(roofs)}")
+    _finish(json_file, chosen, {"settings": asdict(settings), "roofs": roofs, "blocks": rows})
     return 0
 
 

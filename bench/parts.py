@@ -9,6 +9,9 @@ from typing import Any, Literal
 import torch
 
 from ..engine.config import Stage
+from .block_stack import TIMED
+from .blocks import CUT as BLOCKS_CUT
+from .blocks import BlockSettings
 from .child import Finished, run_module
 from .from_checkout import ROOT
 from .kernels import CUT, KernelSettings, planned
@@ -36,6 +39,7 @@ class Plan:
     device: str
     quick: bool
     kernels: KernelSettings
+    blocks: BlockSettings
     steps: StepSettings
 
     @classmethod
@@ -43,11 +47,20 @@ class Plan:
         """Return the plan for ``device``: the paper's shapes on a GPU; small ones, plain PyTorch alone, on a CPU."""
         on_gpu = device.type == "cuda"
         providers = ["fused", "reference"] if on_gpu and quick else [] if on_gpu else ["reference"]
-        variants = [Variant("reference", "padded"), Variant("reference", "packed")]
+        plain = variants = [Variant("reference", "padded"), Variant("reference", "packed")]
         if on_gpu:
-            variants = [Variant("fused", "packed"), Variant("reference", "padded")]
-            variants += [] if quick else [Variant("compile", "padded"), Variant("reference", "packed")]
+            variants = [Variant("fused", "packed"), Variant("sdpa", "padded")]
+            variants += [] if quick else [Variant("compile", "padded"), *plain]
         kernels = KernelSettings(device=str(device), providers=providers, seconds=0.05 if on_gpu else 0.005)
+        blocks = BlockSettings(
+            size="paper" if on_gpu else "demo",
+            tokens=65536 if on_gpu else 1024,
+            layers=(1, 12) if on_gpu and not quick else (1,),
+            providers=("stash10", "stash3", "sdpa") if quick or not on_gpu else TIMED,
+            precision="bf16" if on_gpu else "fp32",
+            device=str(device),
+            seconds=0.1 if on_gpu else 0.005,
+        )
         steps = StepSettings(
             size="paper" if on_gpu else "demo",
             clips=64 if on_gpu else 2,
@@ -56,7 +69,7 @@ class Plan:
             variants=variants,
             device=str(device),
         )
-        return cls(str(device), quick, kernels, steps)
+        return cls(str(device), quick, kernels, blocks, steps)
 
 
 def run_roofs(plan: Plan, seconds: float) -> Outcome:
@@ -122,6 +135,16 @@ def time_kernels(
         return Outcome("failed", "; ".join(lost), rows)
     cut = any(row["reason"] == CUT for row in rows)
     return Outcome("cut", "its time was over", rows) if cut else Outcome("ok", None, rows)
+
+
+def run_blocks(plan: Plan, seconds: float, roofs: Any) -> Outcome:
+    """Time a block and a whole stack in every way."""
+    settings = replace(plan.blocks, part_seconds=_OWN_SHARE * seconds)
+    asked = json.dumps({"settings": asdict(settings), "roofs": roofs})
+    done = run_module("cacophony.bench.blocks", stdin=asked, seconds=seconds)
+    outcome = _outcome(done, done.rows)
+    cut = outcome.status == "ok" and any(row["reason"] == BLOCKS_CUT for row in done.rows)
+    return Outcome("cut", "its time was over", done.rows) if cut else outcome
 
 
 def run_steps(plan: Plan, seconds: float, stage: Stage) -> Outcome:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .tables import kernel_table, roof_line, step_table
+from .tables import block_table, kernel_table, roof_line, step_table
 
 
 def write_report(json_file: Path, figures: Mapping[str, Any]) -> tuple[Path, str]:
@@ -44,6 +44,8 @@ def markdown(figures: Mapping[str, Any]) -> str:
         lines += ["", f"Roofs: {roof_line(figures['roofs'])}."]
     if figures["kernels"]:
         lines += ["", "## Ops", "", kernel_table(figures["kernels"])]
+    if figures["blocks"]:
+        lines += ["", "## Blocks", "", block_table(figures["blocks"])]
     if figures["steps"]:
         lines += ["", "## Steps", "", step_table(figures["steps"])]
         for stage, ratios in figures["step_ratios"].items():

@@ -20,6 +20,10 @@ KERNEL_COLUMNS = (
     "extra MB",
     "launches",
 )
+BLOCK_COLUMNS = (
+    *("sequences", "layers", "provider", "fwd ms", "bwd ms", "both ms", "p20-p80"),
+    *("TFLOP/s", "of roof", "peak GB", "× stash10"),
+)
 STEP_COLUMNS = ("stage", "provider", "layout", "step s", "p20-p80", "clips/s", "tokens/s", "TFLOP/s", "MFU", "peak GB")
 
 
@@ -58,6 +62,40 @@ def kernel_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 )
             )
     return table(KERNEL_COLUMNS, lines)
+
+
+def block_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows of the block bench, one line a case and provider; no time, then the reason.
+
+    Rates, percentiles and ``× stash10``, the time over that of the fused blocks that keep everything, are of both
+    passes together.
+    """
+    fused = {
+        (row["sequences"], row["layers"]): row["passes"]["both"]["timing"]["ms_p50"]
+        for row in rows
+        if row["provider"] == "stash10" and row["passes"]
+    }
+    lines = []
+    for row in rows:
+        name = (row["sequences"], str(row["layers"]), row["provider"])
+        if row["reason"]:
+            lines.append((*name, row["reason"]))
+            continue
+        both = row["passes"]["both"]
+        timing = both["timing"]
+        before = fused.get((row["sequences"], row["layers"]))
+        lines.append(
+            (
+                *name,
+                *(f"{row['passes'][pass_]['timing']['ms_p50']:.3f}" for pass_ in ("forward", "backward", "both")),
+                f"{timing['ms_p20']:.3f}-{timing['ms_p80']:.3f}",
+                f"{both['tflop_per_s']:.4g}",
+                "" if both["roof_share"] is None else f"{both['roof_share']:.0%}",
+                "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.2f}",
+                "" if before is None else f"{timing['ms_p50'] / before:.2f}",
+            )
+        )
+    return table(BLOCK_COLUMNS, lines)
 
 
 def step_table(rows: Sequence[Mapping[str, Any]]) -> str:

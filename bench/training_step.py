@@ -1,6 +1,7 @@
 """An optimiser step on noise, ready to be timed: network, objective and update of a stage, computed in one way."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +24,8 @@ from ..engine.distributed import World
 from ..engine.masked_reconstruction import MaskedReconstruction
 from ..engine.objective import Objective
 from ..errors import InputError
-from ..kernels.backend import Backend, choices, use_backend
+from ..kernels.attention_sdpa import attention_sdpa
+from ..kernels.backend import choices, use_backend, use_rival
 from ..kernels.layout import LayoutName
 from ..models.audio_mae import AudioMAE
 from ..models.audio_text import AudioText
@@ -31,10 +33,9 @@ from ..models.config import AUDIO_MAE_SIZES, AUDIO_TEXT_SIZES
 from ..models.layers import init_weights
 from .providers import specialising
 
-StepProvider = Literal["reference", "compile", "fused"]
-"""Plain PyTorch, the same through ``torch.compile``, and the fused ops wherever the device has one."""
-
-_BACKENDS: dict[StepProvider, Backend] = {"reference": "reference", "compile": "reference", "fused": "auto"}
+StepProvider = Literal["reference", "sdpa", "compile", "fused"]
+"""Plain PyTorch as specified, attention weights and all; the same with PyTorch's own attention, which writes none; that
+through ``torch.compile``; and the fused ops wherever the device has one."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def training_step(
     batch = noise_batch(clips, vocab_size).to(device)
 
     def step() -> StepWork:
-        with use_backend(_BACKENDS[variant.provider]), specialising():
+        with _ops_of(variant.provider), specialising():
             inputs = objective.prepare(batch, 0)
             _, outcome = updater.update(0, lambda: objective.backward(model, inputs))
         return StepWork(outcome.valid_tokens, outcome.model_flops)
@@ -84,8 +85,17 @@ def training_step(
 
 def fused_ops(device: torch.device) -> list[str]:
     """Return the ops that the fused variant fuses on ``device``."""
-    with use_backend(_BACKENDS["fused"]):
+    with _ops_of("fused"):
         return [choice.op for choice in choices(device) if choice.path == "fused"]
+
+
+@contextlib.contextmanager
+def _ops_of(provider: StepProvider) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(use_backend("auto" if provider == "fused" else "reference"))
+        if provider in ("sdpa", "compile"):
+            stack.enter_context(use_rival("attention", attention_sdpa))
+        yield
 
 
 def _model_and_objective(config: MaeRunConfig | ContrastiveRunConfig, world: World) -> tuple[nn.Module, Objective]:

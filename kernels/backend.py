@@ -47,7 +47,7 @@ class Choice:
     """What runs for an op on a device, and why; ``implementation`` is None where the asked backend has none."""
 
     op: str
-    path: Literal["fused", "reference", "refused"]
+    path: Literal["fused", "reference", "rival", "refused"]
     reason: str
     implementation: Callable[..., Any] | None = field(repr=False, default=None)
 
@@ -57,6 +57,7 @@ _ops: dict[str, Op] = {}
 # and guard a global.
 _asked: dict[str, Backend] = {}
 _EVERY_OP = "*"
+_rivals: dict[str, Callable[..., Any]] = {}
 
 
 def register(
@@ -119,9 +120,29 @@ def use_backend(backend: Backend, ops: Collection[str] | None = None) -> Iterato
         _asked = before
 
 
+@contextlib.contextmanager
+def use_rival(name: str, implementation: Callable[..., Any]) -> Iterator[None]:
+    """Run the body with another ``implementation`` of op ``name`` than its own two, called as the reference is.
+
+    For benches: whole networks on somebody else's op. It is stronger than any backend; ops with an explicit backward
+    do not look at it. Raises ValueError for an op that is not registered.
+    """
+    if name not in _ops:
+        raise ValueError(f"use_rival: name is {name!r}, expected one of {', '.join(sorted(_ops))}")
+    global _rivals
+    before = _rivals
+    _rivals = {**before, name: implementation}
+    try:
+        yield
+    finally:
+        _rivals = before
+
+
 def choose(name: str, device: torch.device) -> Choice:
     """Say which implementation of op ``name`` runs on ``device`` under the current backend, and why."""
     op = _ops[name]
+    if name in _rivals:
+        return Choice(name, "rival", "a rival was asked for", _rivals[name])
     asked = current_backend(name)
     if asked == "reference":
         return Choice(name, "reference", "backend reference was asked for", op.reference)
