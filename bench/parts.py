@@ -17,6 +17,8 @@ from .from_checkout import ROOT
 from .kernels import CUT, KernelSettings, planned
 from .steps import StepSettings
 from .training_step import Variant
+from .update import CUT as UPDATES_CUT
+from .update import UpdateSettings
 
 Status = Literal["ok", "failed", "cut", "skipped"]
 
@@ -41,6 +43,7 @@ class Plan:
     kernels: KernelSettings
     blocks: BlockSettings
     steps: StepSettings
+    updates: UpdateSettings
 
     @classmethod
     def of(cls, device: torch.device, quick: bool) -> "Plan":
@@ -69,7 +72,12 @@ class Plan:
             variants=variants,
             device=str(device),
         )
-        return cls(str(device), quick, kernels, blocks, steps)
+        updates = UpdateSettings(device=str(device), lengths=("realistic",), providers=("fused", "gradcache"), rounds=1)
+        if on_gpu and not quick:
+            updates = UpdateSettings(device=str(device))
+        if not on_gpu:
+            updates = replace(updates, preset="demo", clips=8, micro_batch_size=4, precision="fp32")
+        return cls(str(device), quick, kernels, blocks, steps, updates)
 
 
 def run_roofs(plan: Plan, seconds: float) -> Outcome:
@@ -152,6 +160,16 @@ def run_steps(plan: Plan, seconds: float, stage: Stage) -> Outcome:
     settings = replace(plan.steps, stages=[stage], stage_seconds=_OWN_SHARE * seconds)
     done = run_module("cacophony.bench.steps", stdin=json.dumps(asdict(settings)), seconds=seconds)
     return _outcome(done, done.rows)
+
+
+def run_updates(plan: Plan, seconds: float, roofs: Any) -> Outcome:
+    """Time stage 2's whole update in every way."""
+    settings = replace(plan.updates, part_seconds=_OWN_SHARE * seconds)
+    asked = json.dumps({"settings": asdict(settings), "roofs": roofs})
+    done = run_module("cacophony.bench.update", stdin=asked, seconds=seconds)
+    outcome = _outcome(done, done.rows)
+    cut = outcome.status == "ok" and any(row["reason"] == UPDATES_CUT for row in done.rows)
+    return Outcome("cut", "its time was over", done.rows) if cut else outcome
 
 
 def _outcome(done: Finished, figures: Any) -> Outcome:

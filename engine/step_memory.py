@@ -5,13 +5,15 @@ The step that a run makes is made on ``meta`` tensors, as the fused ops would on
 micro-batches of a step, all of one size, so steps of one and of two tell about one of many.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..data.batch import AudioTextBatch
-from ..kernels.backend import use_backend
+from ..kernels.backend import choices, use_backend
 from ..kernels.log_mel import FREQ_PATCHES, HOP, PATCH_SIDE
 from .build import Config, build_model, build_objective, build_updater
 from .distributed import World
@@ -130,11 +132,25 @@ def trace_step(model: torch.nn.Module, config: Config, world: World, batch: Audi
     On ``meta`` with the fused ops' shapes, elsewhere with the ops that run there.
     """
     objective = build_objective(config, world)
-    with use_backend("fused" if world.device.type == "meta" else "auto"), LiveBytes() as counter:
+    with ops_of(world.device), LiveBytes() as counter:
         inputs = objective.prepare(batch, 0)
         prepared = counter.live
         objective.backward(model, inputs)
     return Traced(prepared, counter.peak)
+
+
+@contextlib.contextmanager
+def ops_of(device: torch.device) -> Iterator[None]:
+    """Run the body on the ops that a step on ``device`` has; on ``meta`` on the fused ops' shapes."""
+    if device.type != "meta":
+        with use_backend("auto"):
+            yield
+        return
+    with use_backend("fused"):
+        # Those that are not in Triton (log_mel) are not there without their library: the reference gives shapes too.
+        refused = [choice.op for choice in choices(device) if choice.path == "refused"]
+        with use_backend("auto", refused):
+            yield
 
 
 def batch_of(clip: ClipSize, clips: int) -> AudioTextBatch:
