@@ -95,8 +95,8 @@ def kernels_command(
     Args:
         op: Ops to time; all where none is named.
         case: Cases of their SPEC; where none is named the paper's shapes on a GPU, the small ones elsewhere.
-        provider: fused, reference, compile or a rival; where none is named all, the fused ones on a GPU only. With
-            --base fused on a GPU, reference elsewhere.
+        provider: fused, reference, compile or a rival; where none is named all, Triton's kernels on a GPU only.
+            With --base fused on a GPU, reference elsewhere.
         dtype: bfloat16, float32.
         rounds: Turns of each provider, or of each side with --base.
         seconds: Time of a turn for each pass.

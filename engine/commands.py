@@ -22,6 +22,7 @@ from ..json_file import check_writable, write_json
 from ..kernels import backend
 from ..kernels.attention_providers.choice import report
 from ..kernels.linear_choice import linear_report
+from ..kernels.native import native_library
 from ..models.config_io import merge, read_toml
 from .config import RUN_CONFIGS, ContrastiveRunConfig, MaeRunConfig, Stage
 from .evaluate.retrieval import evaluate_retrieval
@@ -215,6 +216,9 @@ def doctor_command() -> int:
         ("pytest-benchmark", "extra bench"),
     ):
         print(f"{package} ({purpose}): {_version(package)}")
+    for kind in ("cpu", "cuda"):
+        library = native_library(kind)
+        print(f"native library for {kind}: {'none, ' if library.handle is None else ''}{library.about}")
     for device in devices:
         print(choose_decoder("auto", device.type, threads=1)[1])
         print(f"ops on {device} (backend {backend.current_backend()}):")

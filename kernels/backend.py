@@ -40,6 +40,8 @@ class Op:
     reference: Callable[..., Any]
     fused: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     needs_triton: bool = True
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Why a device type has no fused implementation here, where that is not how the op is made."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +68,17 @@ def register(
     reference: Callable[..., Any],
     fused: Mapping[str, Callable[..., Any]] | None = None,
     needs_triton: bool = True,
+    absent: Mapping[str, str] | None = None,
 ) -> Callable[..., Any]:
     """Declare an op once, at import of its file; returns the function that dispatches calls of it.
 
-    ``fused`` implementations are kernels in Triton unless ``needs_triton`` is False. The returned dispatcher looks at
-    the device of its first argument, a tensor or patches.
+    ``fused`` implementations are kernels in Triton unless ``needs_triton`` is False; ``absent`` says why there is none
+    in this installation for a device type. The returned dispatcher looks at the device of its first argument, a tensor
+    or patches.
     """
     if name in _ops:
         raise RuntimeError(f"op {name!r} is registered twice: is the package imported under two names?")
-    _ops[name] = Op(name, reference, dict(fused or {}), needs_triton)
+    _ops[name] = Op(name, reference, dict(fused or {}), needs_triton, dict(absent or {}))
 
     def dispatch(first: OnDevice, *args: Any, **kwargs: Any) -> Any:
         choice = choose(name, first.device)
@@ -160,9 +164,11 @@ def choose(name: str, device: torch.device) -> Choice:
             f"backend fused was asked for{where}" if asked == "fused" else f"{device.type} has a fused implementation"
         )
         return Choice(name, "fused", reason, fused)
+    why = f": {op.absent[device.type]}" if device.type in op.absent else ""
     if asked == "fused":
-        return Choice(name, "refused", f"backend fused was asked for, but there is {lack} of {name} on {device.type}")
-    return Choice(name, "reference", f"{lack} on {device.type}", op.reference)
+        reason = f"backend fused was asked for, but there is {lack} of {name} on {device.type}{why}"
+        return Choice(name, "refused", reason)
+    return Choice(name, "reference", f"{lack} on {device.type}{why}", op.reference)
 
 
 def choices(device: torch.device) -> list[Choice]:
