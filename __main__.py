@@ -20,6 +20,7 @@ from .bench.commands import (
     report_command,
     steps_command,
 )
+from .bench.data_command import data_command
 from .bench.update_command import update_command
 from .data.commands import pack_command
 from .engine.commands import (
@@ -68,6 +69,10 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "bench update": (
         "time of stage 2's whole update, SAM included",
         command(update_command, "cacophony bench update"),
+    ),
+    "bench data": (
+        "how fast clips are loaded, and how many cores feed a GPU",
+        command(data_command, "cacophony bench data"),
     ),
     "bench packing": (
         "what padding costs: both towers, packed against padded",

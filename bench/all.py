@@ -1,4 +1,4 @@
-"""All there is to measure in one command, within ten minutes: tests on the GPU, roofs, ops, blocks, steps, updates.
+"""All there is to measure in one command, within ten minutes: GPU tests, roofs, ops, blocks, steps, data, updates.
 
 Nothing here needs more than torch, Triton, NumPy and pytest. Each part has a share of the time; what it leaves over
 falls to those after it. A part that fails or is cut says so, and the rest runs all the same.
@@ -17,7 +17,7 @@ import torch
 from ..engine.distributed import choose_device
 from ..json_file import check_writable, write_json
 from .machine import machine
-from .parts import Outcome, Plan, run_blocks, run_kernels, run_roofs, run_steps, run_tests, run_updates
+from .parts import Outcome, Plan, run_blocks, run_data, run_kernels, run_roofs, run_steps, run_tests, run_updates
 from .report import write_report
 from .steps import step_ratios
 from .update import update_ratios
@@ -26,11 +26,12 @@ BUDGET_S, QUICK_BUDGET_S = 560.0, 110.0  # of ten minutes and two; the rest is f
 
 _SHARES = {
     "roofs": 0.1,
-    "tests": 0.12,
-    "kernels": 0.24,
+    "tests": 0.1,
+    "kernels": 0.18,
     "blocks": 0.1,
     "steps_mae": 0.1,
     "steps_contrastive": 0.1,
+    "data": 0.08,
     "updates": 0.24,
 }
 
@@ -63,6 +64,7 @@ def _run_parts(plan: Plan, budget: float) -> tuple[dict[str, Outcome], dict[str,
         "blocks": lambda time_: run_blocks(plan, time_, outcomes["roofs"].figures),
         "steps_mae": lambda time_: run_steps(plan, time_, "mae"),
         "steps_contrastive": lambda time_: run_steps(plan, time_, "contrastive"),
+        "data": lambda time_: run_data(plan, time_),
         "updates": lambda time_: run_updates(plan, time_, outcomes["roofs"].figures),
     }
     started = time.monotonic()
@@ -96,6 +98,7 @@ def _figures(
         "blocks": outcomes["blocks"].figures or [],
         "steps": steps,
         "step_ratios": step_ratios(steps),
+        "data": outcomes["data"].figures,
         "updates": updates,
         "update_ratios": update_ratios(updates),
     }

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .data_tables import data_page
 from .tables import block_table, kernel_table, roof_line, step_table, update_goals, update_table
 
 
@@ -50,6 +51,8 @@ def markdown(figures: Mapping[str, Any]) -> str:
         lines += ["", "## Steps", "", step_table(figures["steps"])]
         for stage, ratios in figures["step_ratios"].items():
             lines += ["", f"{stage}: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())]
+    if figures["data"]:
+        lines += ["", "## Data", "", data_page(figures["data"])]
     if figures["updates"]:
         lines += ["", "## Stage 2's whole update", "", update_table(figures["updates"])]
         for lengths, ratios in figures["update_ratios"].items():
