@@ -26,13 +26,13 @@ BUDGET_S, QUICK_BUDGET_S = 560.0, 110.0  # of ten minutes and two; the rest is f
 
 _SHARES = {
     "roofs": 0.1,
-    "tests": 0.1,
-    "kernels": 0.18,
+    "tests": 0.12,
+    "kernels": 0.24,
     "blocks": 0.1,
-    "steps_mae": 0.1,
-    "steps_contrastive": 0.1,
-    "data": 0.08,
-    "updates": 0.24,
+    "steps_mae": 0.08,
+    "steps_contrastive": 0.08,
+    "data": 0.06,
+    "updates": 0.22,
 }
 
 

@@ -18,7 +18,7 @@ from ..kernels.layout import LayoutName
 from ..kernels.log_mel import FREQ_PATCHES, num_patches
 from ..kernels.patch_mask import keep_at_most
 from ..models.by_hand import Stash
-from .training_step import StepProvider, fused_ops
+from .training_step import StepProvider
 
 UpdateProvider = Literal["fused", "gradcache", "gradcache packed", "compile"]
 Lengths = Literal["realistic", "full"]
@@ -75,15 +75,15 @@ def candidates(
     """Give configurations that take less and less memory, for where one is out of it.
 
     Ours has the micro-batch and stash that are planned for clips of the batch's mean size; the others' micro-batches
-    are halved. Raises InputError where no op is fused on ``device`` or no plan fits.
+    are halved. Raises InputError where ``device`` is no GPU or no plan fits.
     """
     if provider != "fused":
         for halvings in range(3):
             if config.micro_batch_size >> halvings:
                 yield replace(config, micro_batch_size=config.micro_batch_size >> halvings)
         return
-    if not fused_ops(device):
-        raise InputError(f"no op has a fused implementation on {device.type}")
+    if device.type != "cuda":
+        raise InputError(f"ours is planned for the memory of a GPU, and this is {device.type}")
     total = torch.cuda.get_device_properties(device).total_memory
     yield from planned(config, batch, gpu_of(device) or gpu_named(f"{total / GIB:.1f} GiB"))
 
