@@ -22,7 +22,7 @@ from .bench.commands import (
 )
 from .bench.data_command import data_command
 from .bench.update_command import update_command
-from .data.commands import pack_command
+from .data.commands import check_command, merge_command, pack_command
 from .engine.commands import (
     INTERRUPTED,
     caption_command,
@@ -35,6 +35,8 @@ from .engine.convert_command import convert_command
 from .engine.demo import demo_command
 from .engine.flags import command
 from .engine.parity_command import parity_command
+from .engine.plan_command import plan_command
+from .engine.shards_stats_command import shards_stats_command
 from .errors import InputError, RunError
 
 Command = Callable[[Sequence[str]], int]
@@ -45,6 +47,12 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
         command(demo_command, "cacophony demo"),
     ),
     "pack": ("turn a folder of audio and captions into shards", command(pack_command, "cacophony pack")),
+    "shards check": ("decode and verify packed shards", command(check_command, "cacophony shards check")),
+    "shards stats": (
+        "hours, lengths and tokens of packed shards",
+        command(shards_stats_command, "cacophony shards stats"),
+    ),
+    "shards merge": ("join packed directories into one", command(merge_command, "cacophony shards merge")),
     "train mae": ("stage 1: the audio masked autoencoder", lambda argv: train_command("mae", argv)),
     "train contrastive": ("stage 2: contrastive + captioning", lambda argv: train_command("contrastive", argv)),
     "evaluate retrieval": (
@@ -53,6 +61,7 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     ),
     "embed": ("embeddings of audio files", command(embed_command, "cacophony embed")),
     "caption": ("captions of audio files", command(caption_command, "cacophony caption")),
+    "plan": ("memory, FLOPs and time of a run on GPUs you need not have", command(plan_command, "cacophony plan")),
     "parity": ("compare ops and a model's step with the truth", command(parity_command, "cacophony parity")),
     "convert": (
         "the authors' checkpoint to a model directory, or back",

@@ -33,13 +33,13 @@ def pad_waves(waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def padded_log_mel(waves: Tensor) -> Tensor:
-    """Log-mel frames ``[..., frames, 128]`` of float32 waves ``[..., n]``, as torchaudio's MelSpectrogram makes them.
+    """Log-mel frames ``[..., frames, 128]`` of float32 waves ``[..., n]``, by the ops of torchaudio's MelSpectrogram.
 
-    That is without the zeros past the end of our definition, of which the last frames know.
+    The frames are ours, but for those that reach past the end.
     """
-    window = torch.hann_window(WINDOW, device=waves.device)
+    window = torch.nn.functional.pad(torch.hann_window(WINDOW, device=waves.device), (0, FFT_SIZE - WINDOW))
     spectrum = torch.stft(
-        waves, FFT_SIZE, hop_length=HOP, win_length=WINDOW, window=window, center=False, return_complex=True
+        waves, FFT_SIZE, hop_length=HOP, win_length=FFT_SIZE, window=window, center=False, return_complex=True
     )
     mel = spectrum.abs().transpose(-1, -2) @ mel_matrix(torch.float32, waves.device)
     return 0.2 * torch.log(mel + 1e-5) + 0.9

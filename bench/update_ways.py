@@ -95,6 +95,8 @@ def planned(config: ContrastiveRunConfig, batch: AudioTextBatch, gpu: Gpu) -> It
     for share in _SHARES_OF_MEMORY:
         planner.machine = replace(planner.machine, gpu=replace(gpu, memory_bytes=int(share * memory)))
         plan = planner.best()
+        if plan is None and share < 1.0:
+            return
         if plan is None:
             raise InputError(f"no plan for {batch.num_clips} clips fits {share * memory / GIB:.0f} GiB")
         objective = replace(config.objective, stash=plan.config.objective.stash)

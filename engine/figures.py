@@ -1,4 +1,4 @@
-"""Figures of a run, as PNG files: loss curves, the map of both modalities, and a masked reconstruction.
+"""Figures, as PNG files: loss curves, the map of both modalities, a masked reconstruction, and a corpus.
 
 Only matplotlib's object interface is used, so nothing needs a display and no state outlives a call.
 """
@@ -24,6 +24,7 @@ _COLOURS = (
 )  # fmt: skip
 _LEARNING_RATE = "learning_rate"
 _MAX_PAIR_LINES = 60
+_MAX_TOKEN_BINS = 100
 _FRAME_S = 0.01
 _MEL_BANDS = 128
 _TICKS_KHZ = (0.5, 1, 2, 4, 6)
@@ -207,6 +208,44 @@ def mel_reconstruction(
     bar.set_label("log-mel", color=_INK)
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=_FAINT, labelcolor=_INK, labelsize=8, length=2)
+    _save(figure, path)
+
+
+def corpus_histograms(path: str | Path, seconds: NDArray[np.floating], tokens: NDArray[np.integer]) -> None:
+    """Draw how long clips are and how many tokens captions have; without captions the lengths alone.
+
+    Args:
+        path: PNG file to write; replaced at once when complete.
+        seconds: duration of each clip, `[N]`.
+        tokens: tokens of each caption, `[M]`.
+
+    Raises:
+        InputError: there are no clips.
+    """
+    if not len(seconds):
+        raise InputError("no clips, so there is nothing to draw")
+    figure = Figure(figsize=(8, 5.6 if len(tokens) else 3.2), layout="constrained")
+    panels = figure.subplots(2 if len(tokens) else 1, 1, squeeze=False)[:, 0]
+    # Clips are a second to minutes long, and most corpora cut theirs to one length: even steps of the logarithm.
+    edges = np.geomspace(min(seconds), max(max(seconds), 1.001 * min(seconds)), 61)
+    panels[0].hist(seconds, edges, color=_COLOURS[0])
+    panels[0].set_xscale("log")
+    panels[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panels[0].xaxis.set_minor_formatter(NullFormatter())
+    panels[0].set(xlabel="seconds", ylabel="clips")
+    hours = np.sum(seconds, dtype=np.float64) / 3600
+    titles = [f"{len(seconds)} clips, {hours:.2f} h, median {np.median(seconds):.1f} s"]
+    if len(tokens):
+        width = -(-int(tokens.max()) // _MAX_TOKEN_BINS)
+        panels[1].hist(tokens, np.arange(0.5, tokens.max() + width, width), color=_COLOURS[1])
+        panels[1].set(xlabel="tokens, <s> and </s> included", ylabel="captions")
+        titles.append(f"{len(tokens)} captions, {tokens.mean():.1f} tokens on average")
+    for axes, title in zip(panels, titles, strict=True):
+        _plain(axes)
+        axes.set_title(title, loc="left", color=_INK, fontsize=11, fontweight="bold")
+        axes.xaxis.label.set_color(_INK)
+        axes.yaxis.label.set_color(_INK)
     _save(figure, path)
 
 

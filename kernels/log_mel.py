@@ -174,7 +174,7 @@ def log_mel_reference(wave: Tensor, wave_offsets: Tensor) -> Spectrogram:
 _dispatch = backend.register(
     "log_mel",
     reference=log_mel_reference,
-    fused=dict.fromkeys(_devices, _log_mel_fused),
+    fused=dict.fromkeys((*_devices, "meta"), _log_mel_fused),  # shapes need no library
     needs_triton=False,
     absent={device: library.about for device, library in _libraries.items() if library.handle is None},
 )

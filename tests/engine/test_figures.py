@@ -4,7 +4,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from cacophony.engine.figures import embedding_map, loss_curves, mel_reconstruction, modality_gap
+from cacophony.engine.figures import corpus_histograms, embedding_map, loss_curves, mel_reconstruction, modality_gap
 from cacophony.errors import InputError
 
 
@@ -115,3 +115,17 @@ def test_mel_reconstruction_refuses_other_shapes(tmp_path: Path):
         with pytest.raises(InputError, match="shapes"):
             mel_reconstruction(tmp_path / "mel.png", target, np.ones(target.shape, bool), prediction)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "tokens"),
+    [([1.0], []), ([5.0] * 4, [3]), ([1.0, 10.0, 300.0], [2, 18, 18, 77]), ([2.0, 3.0], [2, 20_000])],
+)
+def test_corpus_histograms_draw_few_and_equal_and_far_values(tmp_path: Path, seconds: list[float], tokens: list[int]):
+    corpus_histograms(tmp_path / "a.png", np.array(seconds), np.array(tokens, np.int32))
+    assert matplotlib.image.imread(tmp_path / "a.png").std() > 0.01
+
+
+def test_corpus_histograms_refuse_no_clips(tmp_path: Path):
+    with pytest.raises(InputError, match="no clips"):
+        corpus_histograms(tmp_path / "a.png", np.zeros(0), np.zeros(0, np.int32))
