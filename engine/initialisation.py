@@ -14,7 +14,7 @@ from ..models.audio_text import AudioText
 from ..models.layers import init_weights
 from ..models.model_directory import MODEL_FILE, read_model
 from ..models.roberta import read_roberta
-from ..models.weights import load_into
+from ..models.tensor_shapes import load_into
 from .config import RANDOM_TEXT, ContrastiveRunConfig, MaeRunConfig
 
 REPORT_FILE = "initialisation.json"
