@@ -122,10 +122,11 @@ def bench_data(settings: DataSettings, folder: Path) -> Iterator[DataRow]:
         for provider in settings.providers:
             yield _row(LOADER, provider, settings.workers, lambda p=provider: _loader_rates(p, shards, files, settings))
         bench = _Stages(shards, clips, files, settings)
-        for stage in STAGES:
-            for provider in settings.providers:
-                if (measured := bench.of(stage, provider)) is not None:
-                    yield _row(stage, provider, 1, measured)
+        with _one_thread():
+            for stage in STAGES:
+                for provider in settings.providers:
+                    if (measured := bench.of(stage, provider)) is not None:
+                        yield _row(stage, provider, 1, measured)
 
 
 def make_shards(folder: Path, clips: int, seconds: float) -> Path:
@@ -167,10 +168,16 @@ def _loader_rates(provider: DataProvider, shards: Shards, files: Sequence[Path],
         if done.returncode != 0:
             raise RunError(done.complaint or "its time was over")
         return DataRates(**done.rows[-1])
-    config = LoaderConfig(batch_size=settings.batch_size, crop_seconds=settings.crop_seconds, workers=settings.workers)
+    config = LoaderConfig(
+        batch_size=settings.batch_size,
+        crop_seconds=settings.crop_seconds,
+        workers=settings.workers,
+        pin_memory=settings.device.startswith("cuda"),
+    )
     decoder = DaliDecoder(settings.workers) if provider == "dali" else None
     with contextlib.closing(Loader(shards, config, decoder=decoder)) as loader:
         next(loader)
+        # In the mean of the clips that the stages are given; of other clips nobody asked the size.
         flac_bytes = sum(file.stat().st_size for file in files) / len(files)
         samples = clips = 0
         begun, cpu = time.perf_counter(), time.process_time()
@@ -255,6 +262,16 @@ class _Stages:
         batch = self._batch().to(self.device)
         front_end = log_mel if provider == "native" else DaliLogMel(self.device)
         return lambda: front_end(batch.wave, batch.wave_offsets)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _synchronise(device: torch.device) -> None:

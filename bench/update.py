@@ -35,7 +35,8 @@ from .update_ways import WAYS, Lengths, UpdateProvider, candidates, run_config
 
 CUT = "cut: the time for the updates was over"
 _UPDATE_SECONDS = 0.3  # for timing what is not a gradient
-_COMPILE_WEIGHT = 3  # times as long as another's, with its compiling
+# Shares of the time: ours is planned first, the compiled one compiled.
+_WEIGHTS: dict[UpdateProvider, int] = {"fused": 3, "gradcache": 2, "gradcache packed": 1, "compile": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class UpdateSettings:
 
     preset: str = "paper_stage2"
     clips: int = 4096
-    """Clips of an update; a provider that would take too long makes one of fewer, which its row says."""
+    """Clips of an update; a rival that would take too long makes one of fewer, which its row says."""
     micro_batch_size: int = 64
     """Clips of a forward pass of the rivals, halved where memory is out; ours is planned."""
     rounds: int = 3
@@ -127,14 +128,14 @@ def bench_updates(settings: UpdateSettings, roofs: Roofs | None) -> Iterator[Upd
         if (provider == "compile") == compiled
     ]
     seconds = math.inf if settings.part_seconds is None else settings.part_seconds
-    course = _Course(time.perf_counter() + seconds, sum(_weight(provider) for provider, _ in cases))
+    course = _Course(time.perf_counter() + seconds, sum(_WEIGHTS[provider] for provider, _ in cases))
     device = torch.device(settings.device)
     config = run_config(settings.preset, "fused", settings.precision, settings.clips, settings.clips)
     model = build_model(config)
     init_weights(model, config.seed)
     checked: set[tuple[UpdateProvider, Stash]] = set()
     for provider, lengths in cases:
-        until = time.perf_counter() + course.allowance(_weight(provider))
+        until = time.perf_counter() + course.allowance(_WEIGHTS[provider])
         if time.perf_counter() >= course.until:
             yield UpdateRow(lengths, provider, settings.clips, reason=CUT)
             continue
@@ -195,9 +196,9 @@ class _Case:
         few = batch.select(0, min(2 * config.micro_batch_size, batch.num_clips))
         step.run(few)
         per_clip = self._seconds(step, few)[0] / few.num_clips
-        clips = batch.num_clips
+        clips, fewest = batch.num_clips, batch.num_clips if self.provider == "fused" else 2 * few.num_clips
         # There is time for an update and a plain one, which takes half as long.
-        while clips > 2 * few.num_clips and 1.5 * clips * per_clip > until - time.perf_counter():
+        while clips > fewest and 1.5 * clips * per_clip > until - time.perf_counter():
             clips //= 2
         some = batch.select(0, clips)
         if self.device.type == "cuda":
@@ -249,10 +250,6 @@ class _Case:
             sam_and_adamw_seconds=alone,
             sam_and_adamw_over_copy=alone / (moved / self.roofs.copy_gb_per_s / 1e9) if self.roofs else None,
         )
-
-
-def _weight(provider: UpdateProvider) -> int:
-    return _COMPILE_WEIGHT if provider == "compile" else 1
 
 
 def _synchronise(device: torch.device) -> None:

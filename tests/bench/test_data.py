@@ -58,7 +58,7 @@ def test_every_loader_and_stage_has_rates_or_a_reason(measured: tuple[Path, dict
     assert "| paper_stage2" in page
 
 
-def test_shards_that_are_there_are_taken(tmp_path: Path, measured: tuple[Path, dict[str, Any]]) -> None:
+def test_shards_that_are_there_are_taken(tmp_path: Path) -> None:
     path = make_shards(tmp_path, 4, 1.0)
     settings = DataSettings(
         data=str(path), clips=3, batch_size=2, workers=1, seconds=0.02, providers=["native"], device="cpu"
