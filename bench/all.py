@@ -1,4 +1,4 @@
-"""All there is to measure in one command, within ten minutes: GPU tests, roofs, ops, blocks, steps, data, updates.
+"""All there is to measure in one command, within ten minutes: GPU tests, roofs, ops, blocks, steps, updates, data.
 
 Nothing here needs more than torch, Triton, NumPy and pytest. Each part has a share of the time; what it leaves over
 falls to those after it. A part that fails or is cut says so, and the rest runs all the same.
@@ -26,13 +26,13 @@ BUDGET_S, QUICK_BUDGET_S = 560.0, 110.0  # of ten minutes and two; the rest is f
 
 _SHARES = {
     "roofs": 0.1,
-    "tests": 0.12,
+    "tests": 0.1,
     "kernels": 0.24,
-    "blocks": 0.1,
+    "blocks": 0.12,
     "steps_mae": 0.08,
     "steps_contrastive": 0.08,
-    "data": 0.06,
     "updates": 0.22,
+    "data": 0.06,
 }
 
 
@@ -64,8 +64,8 @@ def _run_parts(plan: Plan, budget: float) -> tuple[dict[str, Outcome], dict[str,
         "blocks": lambda time_: run_blocks(plan, time_, outcomes["roofs"].figures),
         "steps_mae": lambda time_: run_steps(plan, time_, "mae"),
         "steps_contrastive": lambda time_: run_steps(plan, time_, "contrastive"),
-        "data": lambda time_: run_data(plan, time_),
         "updates": lambda time_: run_updates(plan, time_, outcomes["roofs"].figures),
+        "data": lambda time_: run_data(plan, time_),
     }
     started = time.monotonic()
     for name, part in parts.items():

@@ -99,7 +99,7 @@ class UpdateStep:
         return seen
 
     def update_alone(self) -> Task:
-        """Return what there is to do of a SAM step beside its gradients: they are noise, of the arena the second zero."""
+        """Return what a SAM step does beside its gradients: they are noise, of the arena the second is zero."""
         given: list[tuple[nn.Parameter, Tensor]] = []
         nothing = Report({"loss": torch.zeros(())}, 0, 0)
         self.updater.config = self.config.update
