@@ -20,6 +20,8 @@ from .bench.commands import (
     report_command,
     steps_command,
 )
+from .bench.data_command import data_command
+from .bench.update_command import update_command
 from .data.commands import check_command, merge_command, pack_command
 from .engine.commands import (
     INTERRUPTED,
@@ -77,6 +79,14 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
         command(blocks_command, "cacophony bench blocks"),
     ),
     "bench steps": ("time of a step of both stages", command(steps_command, "cacophony bench steps")),
+    "bench update": (
+        "time of stage 2's whole update, SAM included",
+        command(update_command, "cacophony bench update"),
+    ),
+    "bench data": (
+        "how fast clips are loaded, and how many cores feed a GPU",
+        command(data_command, "cacophony bench data"),
+    ),
     "bench packing": (
         "what padding costs: both towers, packed against padded",
         command(packing_command, "cacophony bench packing"),

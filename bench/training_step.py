@@ -70,7 +70,7 @@ def training_step(
     batch = noise_batch(clips, vocab_size).to(device)
 
     def step() -> StepWork:
-        with _ops_of(variant.provider), specialising():
+        with ops_of(variant.provider), specialising():
             inputs = objective.prepare(batch, 0)
             _, outcome = updater.update(0, lambda: objective.backward(model, inputs))
         return StepWork(outcome.valid_tokens, outcome.model_flops)
@@ -80,12 +80,13 @@ def training_step(
 
 def fused_ops(device: torch.device) -> list[str]:
     """Return the ops that the fused variant fuses on ``device``."""
-    with _ops_of("fused"):
+    with ops_of("fused"):
         return [choice.op for choice in choices(device) if choice.path == "fused"]
 
 
 @contextlib.contextmanager
-def _ops_of(provider: StepProvider) -> Iterator[None]:
+def ops_of(provider: StepProvider) -> Iterator[None]:
+    """Run the body on the ops of a provider."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(use_backend("auto" if provider == "fused" else "reference"))
         if provider in ("sdpa", "compile"):
