@@ -25,11 +25,16 @@ from .engine.commands import (
     caption_command,
     doctor_command,
     embed_command,
-    retrieval_command,
     train_command,
 )
 from .engine.convert_command import convert_command
 from .engine.demo import demo_command
+from .engine.evaluate.commands import (
+    all_evaluations_command,
+    caption_evaluation_command,
+    retrieval_command,
+    zero_shot_command,
+)
 from .engine.flags import command
 from .engine.parity_command import parity_command
 from .errors import InputError, RunError
@@ -47,6 +52,18 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "evaluate retrieval": (
         "audio-text retrieval of a run",
         command(retrieval_command, "cacophony evaluate retrieval"),
+    ),
+    "evaluate zero-shot": (
+        "zero-shot classification of a run",
+        command(zero_shot_command, "cacophony evaluate zero-shot"),
+    ),
+    "evaluate caption": (
+        "captioning metrics of a run",
+        command(caption_evaluation_command, "cacophony evaluate caption"),
+    ),
+    "evaluate all": (
+        "every evaluation whose dataset is there",
+        command(all_evaluations_command, "cacophony evaluate all"),
     ),
     "embed": ("embeddings of audio files", command(embed_command, "cacophony embed")),
     "caption": ("captions of audio files", command(caption_command, "cacophony caption")),

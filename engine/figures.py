@@ -1,4 +1,4 @@
-"""Figures of a run, as PNG files: loss curves, the map of both modalities, and a masked reconstruction.
+"""Figures of a run, as PNG files: loss curves, the map of both modalities, a reconstruction, a confusion matrix.
 
 Only matplotlib's object interface is used, so nothing needs a display and no state outlives a call.
 """
@@ -26,6 +26,7 @@ _LEARNING_RATE = "learning_rate"
 _MAX_PAIR_LINES = 60
 _FRAME_S = 0.01
 _MEL_BANDS = 128
+_MAX_NAMED_CLASSES = 60
 _TICKS_KHZ = (0.5, 1, 2, 4, 6)
 
 
@@ -205,6 +206,47 @@ def mel_reconstruction(
     panels[2].set_xlabel("time, s", color=_INK)
     bar = figure.colorbar(images[0], ax=panels, shrink=0.5, aspect=30, pad=0.015)
     bar.set_label("log-mel", color=_INK)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=_FAINT, labelcolor=_INK, labelsize=8, length=2)
+    _save(figure, path)
+
+
+def confusion_matrix(
+    path: str | Path, counts: NDArray[np.integer] | Sequence[Sequence[int]], classes: Sequence[str], title: str
+) -> None:
+    """Draw a confusion matrix: rows the true class, columns the class given, as shares of each row; empty rows blank.
+
+    Args:
+        path: PNG file to write; replaced at once when complete.
+        counts: int `[C, C]`, numbers of clips.
+        classes: C names; written out where there are at most 60.
+        title: heading of the figure.
+
+    Raises:
+        InputError: counts is not `[C, C]`.
+    """
+    numbers = np.asarray(counts, np.float64)
+    if numbers.shape != (len(classes), len(classes)) or not len(classes):
+        raise InputError(f"counts have shape {numbers.shape} for {len(classes)} classes; expected [C, C]")
+    totals = numbers.sum(axis=1, keepdims=True)
+    shares = np.ma.masked_where(np.broadcast_to(totals == 0, numbers.shape), numbers / np.maximum(totals, 1))
+    named = len(classes) <= _MAX_NAMED_CLASSES
+    size = float(np.clip(2.5 + 0.2 * len(classes), 5, 14)) if named else 9.0
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_facecolor(_GRID)
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    if named:
+        places = list(range(len(classes)))
+        axes.set_xticks(places, list(classes), rotation=90)
+        axes.set_yticks(places, list(classes))
+    axes.tick_params(colors=_FAINT, labelcolor=_INK, labelsize=7, length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, loc="left", color=_INK, fontsize=13, fontweight="bold", pad=10)
+    axes.set_xlabel("class given", color=_INK)
+    axes.set_ylabel("true class", color=_INK)
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, aspect=30, pad=0.015)
+    bar.set_label("share of the class's clips", color=_INK)
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=_FAINT, labelcolor=_INK, labelsize=8, length=2)
     _save(figure, path)

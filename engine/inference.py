@@ -1,6 +1,7 @@
 """A trained model in use: embeddings of audio and text, and captions."""
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.audio import read_audio
+from ..data.audio import SAMPLE_RATE, probe_seconds, read_audio
 from ..data.tokens import TOKENIZER_FILE, CaptionTokenizer
 from ..errors import InputError
 from ..kernels.layout import Packed, Patches, pad, padded_layout
@@ -24,6 +25,8 @@ Audio = str | Path | np.ndarray | Tensor
 Text = str | Sequence[int]
 Method = Literal["sample", "greedy", "beam"]
 
+BATCH_SIZE = 16
+
 
 class Cacophony:
     """An audio-text model with its tokenizer, if it has one; made by :func:`load`."""
@@ -35,7 +38,7 @@ class Cacophony:
         max_text_tokens: int,
         device: torch.device,
         max_patches: int = MAX_PATCHES,
-        batch_size: int = 16,
+        batch_size: int = BATCH_SIZE,
     ) -> None:
         """Take a model already on ``device``; longer clips are seen through ``max_patches`` of their patches.
 
@@ -56,7 +59,7 @@ class Cacophony:
         InputError for a file that cannot be read.
         """
         embeddings = np.zeros((len(audio), self.model.config.projection_width), np.float32)
-        for rows in self._batches(len(audio)):
+        for rows in self._batches([_samples(clip) for clip in audio]):
             _, embedding = self.model.encode_audio(self._patches([audio[i] for i in rows]))
             embeddings[rows] = embedding.float().cpu().numpy()
         return embeddings
@@ -68,8 +71,9 @@ class Cacophony:
         Raises InputError for a string where there is no tokenizer, and for ids outside the vocabulary.
         """
         embeddings = np.zeros((len(texts), self.model.config.projection_width), np.float32)
-        for rows in self._batches(len(texts)):
-            tokens = [self._tokens(texts[i]) for i in rows]
+        all_tokens = [self._tokens(text) for text in texts]
+        for rows in self._batches([len(t) for t in all_tokens]):
+            tokens = [all_tokens[i] for i in rows]
             packed = Packed.from_lengths([len(t) for t in tokens], self.device)
             layout = padded_layout(packed)
             token_ids = pad(torch.from_numpy(np.concatenate(tokens)).long().to(self.device), packed)
@@ -112,15 +116,16 @@ class Cacophony:
             raise InputError(f"beams is {beams}; expected at least 1")
         heat = 0.0 if method == "greedy" else temperature
         max_length = min(MAX_LENGTH, self.model.config.text.max_positions)
-        captions: list[list[int]] = []
-        for rows in self._batches(len(audio)):
+        captions: list[list[int]] = [[] for _ in audio]
+        for rows in self._batches([_samples(clip) for clip in audio]):
             patches = self._patches([audio[i] for i in rows])
             hidden, layout = self.model.audio_encoder(patches), patches.layout
             if method == "beam":
                 ids = beam_search(self.model, hidden, layout, beams=beams, max_length=max_length)
             else:
                 ids = sample(self.model, hidden, layout, temperature=heat, seed=seed, max_length=max_length)
-            captions.extend(ids.tolist())
+            for row, tokens in zip(rows, ids.tolist(), strict=True):
+                captions[row] = tokens
         return captions
 
     def _tokens(self, text: Text) -> np.ndarray:
@@ -141,20 +146,26 @@ class Cacophony:
             )
         return self.tokenizer
 
-    def _batches(self, count: int) -> Iterator[list[int]]:
-        for start in range(0, count, self.batch_size):
-            yield list(range(start, min(start + self.batch_size, count)))
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Rows of each batch, those of like length together: what is shorter than the longest is padded to it."""
+        order = np.argsort(lengths, kind="stable").tolist()
+        for start in range(0, len(order), self.batch_size):
+            yield order[start : start + self.batch_size]
 
     def _patches(self, audio: Sequence[Audio]) -> Patches:
         return clip_patches([_wave(clip) for clip in audio], self.max_patches, self.device)
 
 
-def load(path: str | Path, *, device: str = "auto", max_patches: int = MAX_PATCHES) -> Cacophony:
+def load(
+    path: str | Path, *, device: str = "auto", max_patches: int = MAX_PATCHES, batch_size: int = BATCH_SIZE
+) -> Cacophony:
     """Load an audio-text model for inference from a model directory: a stage-2 run, or a converted checkpoint.
 
-    Raises InputError where ``path`` is no such directory or is damaged.
+    It sees ``batch_size`` clips or texts at once. Raises InputError where ``path`` is no such directory or is damaged.
     """
     directory = Path(path)
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; expected at least 1")
     if not isinstance(read_config(directory), AudioTextConfig):
         raise InputError(f"{directory}: holds a stage-1 model; expected stage 2 (cacophony train contrastive)")
     chosen = choose_device(device)
@@ -162,7 +173,15 @@ def load(path: str | Path, *, device: str = "auto", max_patches: int = MAX_PATCH
     assert isinstance(model, AudioText)
     tokenizer = CaptionTokenizer.load(directory) if (directory / TOKENIZER_FILE).is_file() else None
     max_text_tokens = min(read_max_text_tokens(directory), model.config.text.max_positions)
-    return Cacophony(model.to(chosen), tokenizer, max_text_tokens, chosen, max_patches)
+    return Cacophony(model.to(chosen), tokenizer, max_text_tokens, chosen, max_patches, batch_size)
+
+
+def _samples(audio: Audio) -> int:
+    """About how many samples a clip has, by a file's header: for sorting; a file that declares none comes last."""
+    if not isinstance(audio, str | Path):
+        return len(audio) if np.ndim(audio) else 0
+    seconds = probe_seconds(Path(audio))
+    return round(seconds * SAMPLE_RATE) if math.isfinite(seconds) else sys.maxsize
 
 
 def _wave(audio: Audio) -> Tensor:

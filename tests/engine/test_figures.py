@@ -4,7 +4,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from cacophony.engine.figures import embedding_map, loss_curves, mel_reconstruction, modality_gap
+from cacophony.engine.figures import confusion_matrix, embedding_map, loss_curves, mel_reconstruction, modality_gap
 from cacophony.errors import InputError
 
 
@@ -114,4 +114,18 @@ def test_mel_reconstruction_refuses_other_shapes(tmp_path: Path):
     for target, prediction in ((np.zeros((16, 64)), np.zeros((16, 64))), (np.zeros((16, 128)), np.zeros((15, 128)))):
         with pytest.raises(InputError, match="shapes"):
             mel_reconstruction(tmp_path / "mel.png", target, np.ones(target.shape, bool), prediction)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("classes", [1, 10, 309])
+def test_a_confusion_matrix_is_drawn_also_with_classes_that_have_no_clip(tmp_path: Path, classes: int):
+    counts = np.random.default_rng(0).integers(0, 9, (classes, classes)) + 5 * np.eye(classes, dtype=int)
+    counts[classes // 2 :] *= classes == 1
+    confusion_matrix(tmp_path / "confusion.png", counts, [f"class {i}" for i in range(classes)], "A title")
+    assert_picture(tmp_path / "confusion.png")
+
+
+def test_a_confusion_matrix_of_another_shape_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"\(2, 3\) for 2 classes"):
+        confusion_matrix(tmp_path / "confusion.png", np.ones((2, 3), int), ["a", "b"], "A title")
     assert not list(tmp_path.iterdir())
