@@ -14,6 +14,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 from .bench.commands import (
     all_command,
     compile_command,
+    embedding_command,
     kernels_command,
     packing_command,
     report_command,
@@ -79,6 +80,10 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "bench packing": (
         "what padding costs: both towers, packed against padded",
         command(packing_command, "cacophony bench packing"),
+    ),
+    "bench embedding": (
+        "what batching by length gains when clips are embedded",
+        command(embedding_command, "cacophony bench embedding"),
     ),
     "bench compile": (
         "registers, spills and tensor cores of every kernel, without a GPU",

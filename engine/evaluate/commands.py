@@ -46,7 +46,7 @@ def retrieval_command(
         dataset: Layout of the directory; auto looks at what it holds.
         json_file: File to write the same figures to as JSON.
         cache: Directory to keep embeddings in and take them from.
-        batch_size: Clips through the model at once.
+        batch_size: Most clips through the model at once; of long ones fewer are.
         device: cpu, cuda, …; auto takes a GPU where there is one.
     """
     _check_outputs(json_file)
@@ -84,7 +84,7 @@ def zero_shot_command(
         confusion: PNG file to draw the confusion matrix to.
         json_file: File to write the same figures to as JSON.
         cache: Directory to keep embeddings in and take them from.
-        batch_size: Clips through the model at once.
+        batch_size: Most clips through the model at once; of long ones fewer are.
         device: cpu, cuda, …; auto takes a GPU where there is one.
     """
     _check_outputs(json_file, confusion)
@@ -133,7 +133,7 @@ def caption_evaluation_command(
             PTB tokenizer is taken where Java is.
         json_file: File to write the figures and all captions to as JSON.
         cache: Directory to keep captions in and take them from.
-        batch_size: Clips through the model at once.
+        batch_size: Most clips through the model at once; of long ones fewer are.
         device: cpu, cuda, …; auto takes a GPU where there is one.
     """
     _check_outputs(json_file)
@@ -166,7 +166,7 @@ def all_evaluations_command(
         run: Stage-2 run, or a converted checkpoint.
         data_root: Directory with the datasets, each in its authors' layout, at most two folders deep.
         out: Directory to write; RUN/evaluation where left out.
-        batch_size: Clips through the model at once.
+        batch_size: Most clips through the model at once; of long ones fewer are.
         device: cpu, cuda, …; auto takes a GPU where there is one.
     """
     out = run / "evaluation" if out is None else out

@@ -78,6 +78,37 @@ def test_figures_on_200_clips_equal_a_second_computation(model: Cacophony, made:
     assert (result.metrics["clips"], result.metrics["captions"]) == (200, 1000)
 
 
+def test_figures_are_the_authors_where_no_text_stands_on_two_clips(model: Cacophony, made: Callable[[str], Made]):
+    """Their code gives a text shared by clips to the last one of the directory's order; ours to all that carry it."""
+    corpus = read_captioned(made("audiocaps").root)
+    captions = tuple(
+        tuple(f"{text} number {clip}" for text in (*texts[:4], texts[0])) for clip, texts in enumerate(corpus.captions)
+    )
+    result = evaluate_retrieval(model, replace(corpus, captions=captions), progress=False)
+    assert len({text for texts in captions for text in texts}) == sum(len(set(texts)) for texts in captions)
+    all_audio = [clip.name for clip in corpus.clips]
+    all_text = [text for texts in captions for text in texts]
+    of_audio = dict(zip(all_audio, captions, strict=True))
+    of_text = {text: name for name, texts in of_audio.items() for text in texts}
+    scores = result.text_embeddings.astype(np.float64) @ result.audio_embeddings.astype(np.float64).T
+
+    flags = [
+        [of_text[query] == all_audio[i] for i in np.argsort(-row, kind="stable")[:10]]
+        for query, row in zip(all_text, scores, strict=True)
+    ]
+    assert result.metrics["text_to_audio"] == pytest.approx(average(flags), abs=1e-9)
+    flags = []
+    for query, row in zip(all_audio, scores.T, strict=True):
+        found: list[str] = []
+        hits = []
+        for predicted in (all_text[i] for i in np.argsort(-row, kind="stable")[:10]):
+            hits.append(predicted not in found and predicted in of_audio[query])
+            if hits[-1]:
+                found.append(predicted)
+        flags.append(hits)
+    assert result.metrics["audio_to_text"] == pytest.approx(average(flags), abs=1e-9)
+
+
 def test_figures_on_shards_equal_a_second_computation(model: Cacophony, shards: Path):
     result = evaluate_retrieval(model, read_packed(shards), progress=False)
     with Shards.open(shards) as opened:
