@@ -32,10 +32,12 @@ class CaptionMetrics:
     """What split the captions into words: figures of different ones should not be compared."""
 
 
-def require_package() -> None:
-    """Raise InputError unless pycocoevalcap is installed."""
+def check_installed(tokenization: Tokenization | None = None) -> None:
+    """Raise InputError unless pycocoevalcap is installed and, for `ptb`, Java."""
     if importlib.util.find_spec(_PACKAGE) is None:
         raise InputError(f"captioning metrics need {_PACKAGE}; run pip install 'cacophony-engine[evaluate]'")
+    if tokenization == "ptb" and not has_java():
+        raise InputError("the PTB tokenizer needs Java, and there is no `java` on the path; use --tokenizer rules")
 
 
 def caption_metrics(
@@ -51,13 +53,10 @@ def caption_metrics(
     Raises:
         InputError: pycocoevalcap or a Java asked for is not there, or the arguments do not fit each other.
     """
-    require_package()
-    java = has_java()
-    if tokenization == "ptb" and not java:
-        raise InputError("the PTB tokenizer needs Java, and there is no `java` on the path; use --tokenizer rules")
+    check_installed(tokenization)
     if not candidates or len(candidates) != len(references) or not all(references):
         raise InputError(f"{len(candidates)} captions for {len(references)} clips; expected one, and references, each")
-    how: Tokenization = tokenization or ("ptb" if java else "rules")
+    how: Tokenization = tokenization or ("ptb" if has_java() else "rules")
     hypotheses, truths = _tables(candidates, references, how)
     scores = _python_scores(hypotheses, truths)
     not_computed: dict[str, str] = {}

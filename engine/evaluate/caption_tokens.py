@@ -36,7 +36,8 @@ def _by_rules(caption: str) -> str:
 def _ptb(captions: Sequence[str]) -> list[str]:
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer  # pyright: ignore[reportMissingImports]
 
-    rows = {row: [{"caption": caption}] for row, caption in enumerate(captions)}
+    # One line a caption: whatever else may end a line for Java becomes a space.
+    rows = {row: [{"caption": " ".join(caption.split())}] for row, caption in enumerate(captions)}
     try:
         found = PTBTokenizer().tokenize(rows)
     except OSError as error:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..inference import Cacophony
-from .caption_metrics import CaptionMetrics, caption_metrics, require_package
+from .caption_metrics import CaptionMetrics, caption_metrics, check_installed
 from .caption_tokens import Tokenization
 from .datasets.corpus import CaptionCorpus
 from .embedding import Decoding, caption_clips
@@ -47,9 +47,9 @@ def evaluate_captioning(
 ) -> Captioning:
     """Caption every clip of ``corpus`` and score the captions against its own.
 
-    ``store`` keeps the captions. Raises InputError where pycocoevalcap is not installed (before anything is captioned)
-    or the model has no tokenizer.
+    ``store`` keeps the captions. Raises InputError, before anything is captioned, where pycocoevalcap or the Java of
+    ``tokenization`` is not installed, or the model has no tokenizer.
     """
-    require_package()
+    check_installed(tokenization)
     captions = caption_clips(model, corpus.clips, decoding, store or Store(), progress=progress)
     return Captioning(corpus, decoding, caption_metrics(captions, corpus.captions, tokenization), captions)

@@ -10,7 +10,7 @@ from ...errors import InputError
 from ...json_file import check_writable, write_json
 from ..figures import confusion_matrix
 from ..inference import BATCH_SIZE, Method, load
-from .caption_metrics import format_caption_metrics, require_package
+from .caption_metrics import check_installed, format_caption_metrics
 from .caption_tokens import Tokenization
 from .captioning import evaluate_captioning
 from .datasets.layouts import CaptionDataset, LabelDataset, read_captioned, read_labelled
@@ -137,7 +137,7 @@ def caption_evaluation_command(
         device: cpu, cuda, …; auto takes a GPU where there is one.
     """
     _check_outputs(json_file)
-    require_package()
+    check_installed(tokenizer)
     model = load(run, device=device, batch_size=batch_size)
     corpus = read_captioned(data, dataset)
     result = evaluate_captioning(

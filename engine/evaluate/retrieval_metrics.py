@@ -58,8 +58,9 @@ def retrieval_metrics(
 
     Candidates are ranked by descending cosine. Text to audio, a hit is a clip that carries the query's text; audio to
     text, a hit is a caption whose text is among the clip's, where only the best ranked of equal texts counts and the
-    others still take up their ranks. R@k is the share of queries with a hit in the top k. AP@10 is the mean, over the
-    hits in the top 10, of (hits so far / rank), 0 without hits; map@10 is its mean over the queries.
+    others still take up their ranks. (The authors' code does the same, but of several clips with the query's text it
+    knows only the last in the order of its directory.) R@k is the share of queries with a hit in the top k. AP@10 is
+    the mean, over the hits in the top 10, of (hits so far / rank), 0 without hits; map@10 is its mean over the queries.
 
     Ties count against the model: among equal similarities the candidates that are no hit come first, then the others
     by index. When all embeddings are equal the scores are therefore at or below chance, never above.
@@ -118,7 +119,7 @@ def format_table(metrics: RetrievalMetrics) -> str:
     ):
         ends = metrics["intervals"][intervals]
         lines.append(_line(title, [f"{100 * scores[name]:.1f} ({100 * chance[name]:.1f})" for name in _NAMES]))
-        lines.append(_line("  95 % of draws", [f"{100 * ends[n][0]:.1f} to {100 * ends[n][1]:.1f}" for n in _NAMES]))
+        lines.append(_line("  95 % interval", [f"{100 * ends[n][0]:.1f} to {100 * ends[n][1]:.1f}" for n in _NAMES]))
     return "\n".join(lines)
 
 

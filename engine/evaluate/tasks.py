@@ -8,7 +8,7 @@ from typing import Any
 from ..figures import confusion_matrix
 from ..inference import Cacophony
 from .bootstrap import Interval
-from .caption_metrics import require_package
+from .caption_metrics import check_installed
 from .captioning import evaluate_captioning
 from .datasets.corpus import CaptionCorpus, LabelCorpus
 from .datasets.layouts import CAPTIONED, LABELLED, Layout
@@ -97,7 +97,7 @@ TASKS: tuple[Task, ...] = (
     *(Task("retrieval", name, layout.fits, _retrieval(layout)) for name, layout in CAPTIONED.items()),
     *(Task("zero-shot", name, layout.fits, _zero_shot(layout)) for name, layout in LABELLED.items()),
     *(
-        Task("caption", name, layout.fits, _captioning(layout), unavailable=require_package)
+        Task("caption", name, layout.fits, _captioning(layout), unavailable=check_installed)
         for name, layout in CAPTIONED.items()
     ),
 )

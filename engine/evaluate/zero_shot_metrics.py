@@ -91,7 +91,7 @@ def format_zero_shot(metrics: ZeroShotMetrics) -> str:
     for name, value in (("top_1", metrics["top_1"]), ("top_5", metrics["top_5"])):
         low, high = metrics["intervals"][name]
         lines.append(
-            f"{name}: {100 * value:.1f} (95 % of draws {100 * low:.1f} to {100 * high:.1f}, "
+            f"{name}: {100 * value:.1f} (95 % interval {100 * low:.1f} to {100 * high:.1f}, "
             f"chance {100 * metrics['chance'][name]:.1f})"
         )
     present = [one for one in metrics["classes"] if one["clips"]]

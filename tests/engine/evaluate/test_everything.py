@@ -36,7 +36,7 @@ def no_caption_package(monkeypatch: pytest.MonkeyPatch):
 def fake_caption_metrics(monkeypatch: pytest.MonkeyPatch):
     """Captioning as if pycocoevalcap were there: what it gives is tested elsewhere."""
     found = CaptionMetrics({"cider": 0.5}, {"spice": "needs Java"}, "rules")
-    monkeypatch.setattr("cacophony.engine.evaluate.captioning.require_package", lambda: None)
+    monkeypatch.setattr("cacophony.engine.evaluate.captioning.check_installed", lambda _: None)
     monkeypatch.setattr("cacophony.engine.evaluate.captioning.caption_metrics", lambda *_: found)
     whole = [task for task in tasks.TASKS if task.name != "caption"]
     ready = [tasks.Task(t.name, t.dataset, t.fits, t.run) for t in tasks.TASKS if t.name == "caption"]
