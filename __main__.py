@@ -15,6 +15,7 @@ from .bench.commands import (
     all_command,
     blocks_command,
     compile_command,
+    embedding_command,
     kernels_command,
     packing_command,
     report_command,
@@ -28,11 +29,16 @@ from .engine.commands import (
     caption_command,
     doctor_command,
     embed_command,
-    retrieval_command,
     train_command,
 )
 from .engine.convert_command import convert_command
 from .engine.demo import demo_command
+from .engine.evaluate.commands import (
+    all_evaluations_command,
+    caption_evaluation_command,
+    retrieval_command,
+    zero_shot_command,
+)
 from .engine.evaluate.frozen_commands import aqa_command, gap_command, hear_command
 from .engine.flags import command
 from .engine.parity_command import parity_command
@@ -63,6 +69,18 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "evaluate aqa": ("questions about audio", command(aqa_command, "cacophony evaluate aqa")),
     "evaluate hear": ("a HEAR task on frozen embeddings", command(hear_command, "cacophony evaluate hear")),
     "evaluate gap": ("modality gap over a run's checkpoints", command(gap_command, "cacophony evaluate gap")),
+    "evaluate zero-shot": (
+        "zero-shot classification of a run",
+        command(zero_shot_command, "cacophony evaluate zero-shot"),
+    ),
+    "evaluate caption": (
+        "captioning metrics of a run",
+        command(caption_evaluation_command, "cacophony evaluate caption"),
+    ),
+    "evaluate all": (
+        "every evaluation whose dataset is there",
+        command(all_evaluations_command, "cacophony evaluate all"),
+    ),
     "embed": ("embeddings of audio files", command(embed_command, "cacophony embed")),
     "caption": ("captions of audio files", command(caption_command, "cacophony caption")),
     "plan": ("memory, FLOPs and time of a run on GPUs you need not have", command(plan_command, "cacophony plan")),
@@ -90,6 +108,10 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "bench packing": (
         "what padding costs: both towers, packed against padded",
         command(packing_command, "cacophony bench packing"),
+    ),
+    "bench embedding": (
+        "what batching by length gains when clips are embedded",
+        command(embedding_command, "cacophony bench embedding"),
     ),
     "bench compile": (
         "registers, spills and tensor cores of every kernel, without a GPU",

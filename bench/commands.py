@@ -10,6 +10,7 @@ import tyro
 
 from ..engine.config import Precision
 from ..engine.distributed import choose_device
+from ..engine.inference import BATCH_SIZE
 from ..errors import InputError, RunError
 from ..json_file import check_writable, read_json, write_json
 from ..kernels.backend import Backend
@@ -20,6 +21,7 @@ from .all import bench_all
 from .block_stack import SEQUENCES, TIMED, BlockProvider
 from .blocks import BlockSettings, bench_blocks
 from .compile_gate import ARCHITECTURES, INFORMATIVE_ARCHITECTURE, compile_kernels, markdown_table, problems
+from .embedding import bench_embedding
 from .kernels import KernelSettings, bench_kernels
 from .machine import machine
 from .packing import bench_packing
@@ -217,6 +219,50 @@ def packing_command(
         )
     settings = {"size": size, "layers": layers, "clips": clips, "rounds": rounds, "backend": backend}
     finish(json_file, chosen, {"settings": settings} | {tower: asdict(found) for tower, found in figures.items()})
+    return 0
+
+
+def embedding_command(
+    *,
+    size: Literal["demo", "ablation", "paper"] = "paper",
+    clips: int = 64,
+    seconds: tuple[float, float] = (1.0, 10.0),
+    batch_size: int = BATCH_SIZE,
+    rounds: int = 3,
+    backend: Backend = "auto",
+    device: str = "auto",
+    json_file: JsonFile = None,
+) -> int:
+    """Time audio embeddings of noise of ragged lengths in batches by length, against one clip at a time.
+
+    Args:
+        size: Networks to time.
+        clips: Waves to embed.
+        seconds: Shortest and longest wave; lengths are uniform between.
+        batch_size: Most clips through the model at once; of long ones fewer are.
+        rounds: Turns of each way.
+        backend: reference, fused, or auto.
+        device: cpu, cuda, ...; auto takes a GPU where there is one.
+        json_file: File to write the same figures to as JSON, with device and versions.
+    """
+    for name, value in (("--clips", clips), ("--batch-size", batch_size), ("--rounds", rounds)):
+        if value < 1:
+            raise InputError(f"{name} is {value}; expected at least 1")
+    if not 0 < seconds[0] <= seconds[1] <= 300:
+        raise InputError(
+            f"--seconds is {seconds[0]:g} {seconds[1]:g}; expected two numbers, 0 < first <= second <= 300"
+        )
+    if json_file is not None:
+        check_writable(json_file)
+    chosen = choose_device(device)
+    found = bench_embedding(AUDIO_TEXT_SIZES[size], clips, seconds, batch_size, rounds, chosen, backend)
+    print(
+        f"one by one takes {found.ratio:.2f} times as long as up to {batch_size} at once "
+        f"({found.one_by_one_seconds:.3f} s, {found.batched_seconds:.3f} s for {found.audio_seconds:.0f} s of audio); "
+        f"embeddings differ by at most {found.largest_difference:.1e}"
+    )
+    settings = {"size": size, "clips": clips, "seconds": seconds, "batch_size": batch_size, "rounds": rounds}
+    finish(json_file, chosen, {"settings": settings | {"backend": backend}, "embedding": asdict(found)})
     return 0
 
 

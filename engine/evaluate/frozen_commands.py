@@ -10,7 +10,7 @@ import tyro
 from ...errors import InputError
 from ...json_file import check_writable, write_json
 from ..distributed import choose_device
-from ..figures import embedding_map, gap_curves
+from ..embedding_figures import embedding_map, gap_curves
 from ..inference import load
 from ..projection import PROJECTIONS, Projection, require_umap
 from .aqa import PROBE, evaluate_aqa, format_aqa

@@ -13,7 +13,7 @@ from ...models.model_directory import MODEL_FILE
 from ...models.tensor_shapes import load_into
 from ...models.weights import load_tensors
 from ..checkpoint import checkpoints, load_state
-from ..figures import modality_gap
+from ..embedding_figures import modality_gap
 from ..inference import Cacophony, load
 
 _CLIPS_AT_ONCE = 64

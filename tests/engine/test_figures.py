@@ -4,14 +4,8 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from cacophony.engine.figures import (
-    corpus_histograms,
-    embedding_map,
-    gap_curves,
-    loss_curves,
-    mel_reconstruction,
-    modality_gap,
-)
+from cacophony.engine.embedding_figures import confusion_matrix, embedding_map, gap_curves, modality_gap
+from cacophony.engine.figures import corpus_histograms, loss_curves, mel_reconstruction
 from cacophony.engine.projection import Plane
 from cacophony.errors import InputError
 
@@ -157,3 +151,17 @@ def test_corpus_histograms_draw_few_and_equal_and_far_values(tmp_path: Path, sec
 def test_corpus_histograms_refuse_no_clips(tmp_path: Path):
     with pytest.raises(InputError, match="no clips"):
         corpus_histograms(tmp_path / "a.png", np.zeros(0), np.zeros(0, np.int32))
+
+
+@pytest.mark.parametrize("classes", [1, 10, 309])
+def test_a_confusion_matrix_is_drawn_also_with_classes_that_have_no_clip(tmp_path: Path, classes: int):
+    counts = np.random.default_rng(0).integers(0, 9, (classes, classes)) + 5 * np.eye(classes, dtype=int)
+    counts[classes // 2 :] *= classes == 1
+    confusion_matrix(tmp_path / "confusion.png", counts, [f"class {i}" for i in range(classes)], "A title")
+    assert_picture(tmp_path / "confusion.png")
+
+
+def test_a_confusion_matrix_of_another_shape_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"\(2, 3\) for 2 classes"):
+        confusion_matrix(tmp_path / "confusion.png", np.ones((2, 3), int), ["a", "b"], "A title")
+    assert not list(tmp_path.iterdir())
