@@ -23,10 +23,12 @@ from ..engine.contrastive_captioning import ContrastiveCaptioning
 from ..engine.distributed import World
 from ..engine.masked_reconstruction import MaskedReconstruction
 from ..engine.objective import Objective
+from ..engine.phases import PREPARE
 from ..errors import InputError
 from ..kernels.attention_sdpa import attention_sdpa
 from ..kernels.backend import choices, use_backend, use_rival
 from ..kernels.layout import LayoutName
+from ..kernels.spans import span
 from ..models.audio_mae import AudioMAE
 from ..models.audio_text import AudioText
 from ..models.config import AUDIO_MAE_SIZES, AUDIO_TEXT_SIZES
@@ -76,7 +78,8 @@ def training_step(
 
     def step() -> StepWork:
         with _ops_of(variant.provider), specialising():
-            inputs = objective.prepare(batch, 0)
+            with span(PREPARE):
+                inputs = objective.prepare(batch, 0)
             _, outcome = updater.update(0, lambda: objective.backward(model, inputs))
         return StepWork(outcome.valid_tokens, outcome.model_flops)
 

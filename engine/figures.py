@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from ..errors import InputError
 
 _DPI = 120
-_INK, _FAINT, _GRID = "#22262b", "#8a9099", "#e6e8eb"
-_COLOURS = (
+INK, FAINT, _GRID = "#22262b", "#8a9099", "#e6e8eb"
+COLOURS = (
     "#2f6fb0", "#d9662b", "#3a9158", "#b8434e", "#7a5aa6", "#a8842c", "#2a9d9d", "#c86a9f", "#6b7a3a", "#5b6675",
 )  # fmt: skip
 _LEARNING_RATE = "learning_rate"
@@ -58,8 +58,8 @@ def loss_curves(path: str | Path, steps: Sequence[float], series: Mapping[str, S
         axes, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         axes.tick_params(labelbottom=False)
     for index, (name, numbers) in enumerate(values.items()):
-        colour, kept = _COLOURS[index % len(_COLOURS)], np.isfinite(numbers)
-        smooth = _smoothed(numbers[kept]) if kept.any() else numbers[kept]
+        colour, kept = COLOURS[index % len(COLOURS)], np.isfinite(numbers)
+        smooth = smoothed(numbers[kept]) if kept.any() else numbers[kept]
         axes.plot(x[kept], numbers[kept], color=colour, linewidth=0.7, alpha=0.35)
         label = f"{name}  {smooth[-1]:.4g}" if kept.any() else f"{name}  (no finite value)"
         axes.plot(x[kept], smooth, color=colour, linewidth=2.2, solid_capstyle="round", label=label)
@@ -69,23 +69,23 @@ def loss_curves(path: str | Path, steps: Sequence[float], series: Mapping[str, S
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    _plain(axes)
-    axes.set_title(title, loc="left", color=_INK, fontsize=13, fontweight="bold", pad=10)
-    axes.set_ylabel("loss", color=_INK)
+    plain_axes(axes)
+    axes.set_title(title, loc="left", color=INK, fontsize=13, fontweight="bold", pad=10)
+    axes.set_ylabel("loss", color=INK)
     if values:
-        axes.legend(frameon=False, fontsize=9, loc="upper right", labelcolor=_INK)
+        axes.legend(frameon=False, fontsize=9, loc="upper right", labelcolor=INK)
     if rate is not None:
         kept = np.isfinite(rate)
-        bottom.fill_between(x[kept], rate[kept], color=_FAINT, alpha=0.2, linewidth=0)
-        bottom.plot(x[kept], rate[kept], color=_FAINT, linewidth=1.4)
+        bottom.fill_between(x[kept], rate[kept], color=FAINT, alpha=0.2, linewidth=0)
+        bottom.plot(x[kept], rate[kept], color=FAINT, linewidth=1.4)
         bottom.set_ylim(bottom=0)
         bottom.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
-        bottom.yaxis.get_offset_text().set(fontsize=8, color=_FAINT)
-        bottom.set_ylabel("learning\nrate", color=_INK)
-        _plain(bottom)
-    bottom.set_xlabel("step", color=_INK)
+        bottom.yaxis.get_offset_text().set(fontsize=8, color=FAINT)
+        bottom.set_ylabel("learning\nrate", color=INK)
+        plain_axes(bottom)
+    bottom.set_xlabel("step", color=INK)
     bottom.margins(x=0.01)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def modality_gap(audio_embeddings: NDArray[np.floating], text_embeddings: NDArray[np.floating]) -> float:
@@ -130,7 +130,7 @@ def embedding_map(
         raise InputError("no pair of embeddings is finite; the model that made them cannot be drawn")
     audio, text = audio[kept], text[kept]
     names = [labels[i] for i in kept.tolist()]
-    colour_of = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(sorted(set(names)))}
+    colour_of = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(sorted(set(names)))}
     colours = [colour_of[name] for name in names]
     points, explained = _principal_plane(np.concatenate([audio, text]))
     audio_xy, text_xy = points[: len(audio)], points[len(audio) :]
@@ -143,17 +143,17 @@ def embedding_map(
     axes.scatter(*text_xy.T, s=34, c=colours, marker="x", alpha=0.9, linewidths=1.4, zorder=3)
     axes.set_aspect("equal", adjustable="datalim")
     title = f"Audio and text embeddings, modality gap {modality_gap(audio, text):.3f}"
-    axes.set_title(title, loc="left", color=_INK, fontsize=13, fontweight="bold", pad=10)
-    axes.set_xlabel(f"first component ({explained[0]:.0%} of variance)", color=_INK)
-    axes.set_ylabel(f"second component ({explained[1]:.0%})", color=_INK)
-    _plain(axes)
+    axes.set_title(title, loc="left", color=INK, fontsize=13, fontweight="bold", pad=10)
+    axes.set_xlabel(f"first component ({explained[0]:.0%} of variance)", color=INK)
+    axes.set_ylabel(f"second component ({explained[1]:.0%})", color=INK)
+    plain_axes(axes)
     handles = [
-        Line2D([], [], linestyle="", marker="o", color=_INK, markersize=6, label="audio"),
-        Line2D([], [], linestyle="", marker="x", color=_INK, markersize=6, markeredgewidth=1.4, label="text"),
+        Line2D([], [], linestyle="", marker="o", color=INK, markersize=6, label="audio"),
+        Line2D([], [], linestyle="", marker="x", color=INK, markersize=6, markeredgewidth=1.4, label="text"),
         *(Line2D([], [], linestyle="", marker="s", color=colour, label=name) for name, colour in colour_of.items()),
     ]
-    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9, labelcolor=_INK)
-    _save(figure, path)
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9, labelcolor=INK)
+    save_figure(figure, path)
 
 
 def mel_reconstruction(
@@ -197,20 +197,20 @@ def mel_reconstruction(
             extent=(0, len(target) * _FRAME_S, 0, _MEL_BANDS),
         )
         images.append(image)
-        axes.set_title(title, loc="left", color=_INK, fontsize=11, fontweight="bold")
+        axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
         axes.set_yticks([_band(1000 * khz) for khz in _TICKS_KHZ], [f"{khz:g}" for khz in _TICKS_KHZ])
-        axes.tick_params(colors=_FAINT, labelcolor=_INK, labelsize=9, length=3)
+        axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=9, length=3)
         axes.spines[:].set_visible(False)
-    panels[1].set_ylabel("frequency, kHz", color=_INK)
-    panels[2].set_xlabel("time, s", color=_INK)
+    panels[1].set_ylabel("frequency, kHz", color=INK)
+    panels[2].set_xlabel("time, s", color=INK)
     bar = figure.colorbar(images[0], ax=panels, shrink=0.5, aspect=30, pad=0.015)
-    bar.set_label("log-mel", color=_INK)
+    bar.set_label("log-mel", color=INK)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(colors=_FAINT, labelcolor=_INK, labelsize=8, length=2)
-    _save(figure, path)
+    bar.ax.tick_params(colors=FAINT, labelcolor=INK, labelsize=8, length=2)
+    save_figure(figure, path)
 
 
-def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Average over a bell-shaped window of about a twentieth of the values, cut off at both ends."""
     # Centred, because an average over the past alone lies above a falling curve.
     window = np.hanning(2 * (len(values) // 40) + 3)
@@ -234,15 +234,15 @@ def _band(hz: float) -> float:
     return 129 * np.log1p(hz / 700) / np.log1p(8000 / 700) - 0.5
 
 
-def _plain(axes: Axes) -> None:
+def plain_axes(axes: Axes) -> None:
     """A light grid behind the data and no frame."""
     axes.set_axisbelow(True)
     axes.grid(color=_GRID, linewidth=0.8)
     axes.spines[:].set_visible(False)
-    axes.tick_params(which="both", colors=_FAINT, labelcolor=_INK, labelsize=9, length=0)
+    axes.tick_params(which="both", colors=FAINT, labelcolor=INK, labelsize=9, length=0)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
     """Write under another name first, so that a reader never meets half a picture."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

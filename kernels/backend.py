@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 
 from ..errors import InputError
+from .spans import OpCall, op_listener
 from .triton_runtime import HAS_TRITON, INTERPRETING
 
 Backend = Literal["auto", "fused", "reference"]
@@ -84,7 +85,11 @@ def register(
         choice = choose(name, first.device)
         if choice.implementation is None:
             raise InputError(f"{choice.op}: {choice.reason}")
-        return choice.implementation(first, *args, **kwargs)
+        opens = op_listener()
+        if opens is None:
+            return choice.implementation(first, *args, **kwargs)
+        with opens(OpCall(name, (first, *args), kwargs)):
+            return choice.implementation(first, *args, **kwargs)
 
     return dispatch
 
