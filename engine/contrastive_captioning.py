@@ -66,7 +66,6 @@ class ContrastiveCaptioning:
         self.config = config
         self.setting = Setting.of(run, world)
         self.dropout = dropout
-        self.batch_size = run.batch_size
         self.max_text_tokens = run.data.max_text_tokens
         self.budgets = None
         if run.micro_batch_tokens:
@@ -163,7 +162,7 @@ class ContrastiveCaptioning:
         valid_tokens = sum(int(m.audio_lengths.sum() + m.text.lengths.sum()) for m in inputs)
         audio_lengths = torch.cat([micro.audio_lengths for micro in inputs])
         text_lengths = torch.cat([micro.text.lengths for micro in inputs])
-        similarity = similarity_flops(len(audio), self.batch_size, world.size, audio.shape[1])
+        similarity = similarity_flops(len(audio), len(audio) * world.size, world.size, audio.shape[1])
         flops = 3 * model.flops(audio_lengths, text_lengths) + similarity.model
         by_hand = self._stash(10) is not None
         again = recomputed_contrastive_flops(model, audio_lengths, text_lengths, self.config.stash, by_hand)

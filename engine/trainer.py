@@ -105,8 +105,7 @@ def _train(
     tokenizer, tokenizer_note = _tokenizer(config, shards, init, out if continued else None)
     with contextlib.ExitStack() as cleanup:
         decoder, loader_note = choose_decoder(config.data.loader, world.device.type, config.data.workers)
-        loader_config = _loader_config(config, world.device)
-        loader = Loader(shards, loader_config, tokenizer, world.rank, world.size, decoder)
+        loader = Loader(shards, loader_config(config, world.device), tokenizer, world.rank, world.size, decoder)
         cleanup.callback(loader.close)
         objective = build_objective(config, world)
         model = build_model(config)
@@ -217,7 +216,8 @@ def _not_finite(watch: SkipWatch, out: Path, shards: Shards, world: World, saved
     )
 
 
-def _loader_config(config: Config, device: torch.device) -> LoaderConfig:
+def loader_config(config: Config, device: torch.device) -> LoaderConfig:
+    """Return how a run's clips become batches."""
     text = config.data if isinstance(config, ContrastiveRunConfig) else None
     return LoaderConfig(
         batch_size=config.batch_size,

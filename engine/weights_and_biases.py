@@ -1,5 +1,6 @@
 """The extra `wandb`: a run's log on Weights & Biases."""
 
+import importlib
 import importlib.util
 import secrets
 from collections.abc import Mapping
@@ -35,8 +36,7 @@ def check_wandb(project: str) -> None:
 def start_wandb(project: str, run: Path, continued: bool, config: Mapping[str, Any]) -> WandbRun:
     """Start logging run directory ``run`` to ``project``, or go on with what was logged of it; package needed."""
     check_wandb(project)
-    import wandb
-
+    wandb = importlib.import_module("wandb")
     file = run / ID_FILE
     if not (continued and file.is_file()):
         file.write_text(secrets.token_hex(8), encoding="utf-8")
