@@ -20,6 +20,7 @@ from .bench.commands import (
     report_command,
     steps_command,
 )
+from .bench.profile_command import profile_command
 from .data.commands import pack_command
 from .engine.commands import (
     INTERRUPTED,
@@ -73,6 +74,10 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "bench compile": (
         "registers, spills and tensor cores of every kernel, without a GPU",
         command(compile_command, "cacophony bench compile"),
+    ),
+    "profile": (
+        "where a step's time goes, plain PyTorch against the fused path",
+        command(profile_command, "cacophony profile"),
     ),
     "doctor": ("what this machine and installation can do", command(doctor_command, "cacophony doctor")),
 }

@@ -57,14 +57,21 @@ class StepWork:
 
 
 def training_step(
-    stage: Stage, size: str, clips: int, precision: Precision, variant: Variant, device: torch.device
+    stage: Stage,
+    size: str,
+    clips: int,
+    precision: Precision,
+    variant: Variant,
+    device: torch.device,
+    *,
+    must_fuse: bool = True,
 ) -> Callable[[], StepWork]:
     """Return a function that makes one optimiser step on ``clips`` clips in one micro-batch; stage 2 with SAM.
 
     ``size`` names the networks (:mod:`cacophony.models.config`). Raises InputError where the variant is the fused one
-    and no op is fused on ``device``.
+    and no op is fused on ``device``; unless it need not, and blocks by hand and the arena are all that differs there.
     """
-    if variant.provider == "fused" and not fused_ops(device):
+    if must_fuse and variant.provider == "fused" and not fused_ops(device):
         raise InputError(f"no op has a fused implementation on {device.type}")
     config = _config(stage, size, clips, precision, variant)
     model, objective = _model_and_objective(config, World(0, 1, device))

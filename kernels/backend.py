@@ -176,6 +176,11 @@ def choose(name: str, device: torch.device) -> Choice:
     return Choice(name, "reference", f"{lack} on {device.type}{why}", op.reference)
 
 
+def reference_of(name: str) -> Callable[..., Any]:
+    """Return the reference of op ``name``, as its dispatch calls it."""
+    return _ops[name].reference
+
+
 def choices(device: torch.device) -> list[Choice]:
     """Return the choice for every op on ``device``, by name: what ``cacophony doctor`` and run logs print."""
     return [choose(name, device) for name in sorted(_ops)]
