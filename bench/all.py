@@ -1,4 +1,4 @@
-"""All there is to measure in one command, within ten minutes: tests on the GPU, roofs, ops, blocks, steps.
+"""All there is to measure in one command, within ten minutes: tests on the GPU, roofs, ops, blocks, steps, profiles.
 
 Nothing here needs more than torch, Triton, NumPy and pytest. Each part has a share of the time; what it leaves over
 falls to those after it. A part that fails or is cut says so, and the rest runs all the same.
@@ -17,7 +17,7 @@ import torch
 from ..engine.distributed import choose_device
 from ..json_file import check_writable, write_json
 from .machine import machine
-from .parts import Outcome, Plan, run_blocks, run_kernels, run_roofs, run_steps, run_tests
+from .parts import Outcome, Plan, run_blocks, run_kernels, run_profile, run_roofs, run_steps, run_tests
 from .report import write_report
 from .steps import step_ratios
 
@@ -28,8 +28,10 @@ _SHARES = {
     "tests": 0.15,
     "kernels": 0.3,
     "blocks": 0.15,
-    "steps_mae": 0.15,
-    "steps_contrastive": 0.15,
+    "steps_mae": 0.11,
+    "steps_contrastive": 0.11,
+    "profile_mae": 0.04,
+    "profile_contrastive": 0.04,
 }
 
 
@@ -61,6 +63,8 @@ def _run_parts(plan: Plan, budget: float) -> tuple[dict[str, Outcome], dict[str,
         "blocks": lambda time_: run_blocks(plan, time_, outcomes["roofs"].figures),
         "steps_mae": lambda time_: run_steps(plan, time_, "mae"),
         "steps_contrastive": lambda time_: run_steps(plan, time_, "contrastive"),
+        "profile_mae": lambda time_: run_profile(plan, time_, "mae"),
+        "profile_contrastive": lambda time_: run_profile(plan, time_, "contrastive"),
     }
     started = time.monotonic()
     for name, part in parts.items():
@@ -92,4 +96,5 @@ def _figures(
         "blocks": outcomes["blocks"].figures or [],
         "steps": steps,
         "step_ratios": step_ratios(steps),
+        "profiles": [row for name in ("profile_mae", "profile_contrastive") for row in outcomes[name].figures or ()],
     }

@@ -15,6 +15,7 @@ from .blocks import BlockSettings
 from .child import Finished, run_module
 from .from_checkout import ROOT
 from .kernels import CUT, KernelSettings, planned
+from .profile import ProfileSettings
 from .steps import StepSettings
 from .training_step import Variant
 
@@ -41,6 +42,8 @@ class Plan:
     kernels: KernelSettings
     blocks: BlockSettings
     steps: StepSettings
+    profile: ProfileSettings
+    """Of either stage."""
 
     @classmethod
     def of(cls, device: torch.device, quick: bool) -> "Plan":
@@ -69,7 +72,15 @@ class Plan:
             variants=variants,
             device=str(device),
         )
-        return cls(str(device), quick, kernels, blocks, steps)
+        profile = ProfileSettings(
+            stage="mae",
+            size=steps.size,
+            clips=steps.clips,
+            precision=steps.precision,
+            device=str(device),
+            rounds=3 if on_gpu and not quick else 1,
+        )
+        return cls(str(device), quick, kernels, blocks, steps, profile)
 
 
 def run_roofs(plan: Plan, seconds: float) -> Outcome:
@@ -151,6 +162,13 @@ def run_steps(plan: Plan, seconds: float, stage: Stage) -> Outcome:
     """Time a stage's step on every variant."""
     settings = replace(plan.steps, stages=[stage], stage_seconds=_OWN_SHARE * seconds)
     done = run_module("cacophony.bench.steps", stdin=json.dumps(asdict(settings)), seconds=seconds)
+    return _outcome(done, done.rows)
+
+
+def run_profile(plan: Plan, seconds: float, stage: Stage) -> Outcome:
+    """Profile a stage's step on plain PyTorch and on what the device has fused."""
+    asked = json.dumps(asdict(replace(plan.profile, stage=stage)))
+    done = run_module("cacophony.bench.profile", stdin=asked, seconds=seconds)
     return _outcome(done, done.rows)
 
 

@@ -26,11 +26,11 @@ def profile_table(profiles: Sequence[Mapping[str, Any]], roofs: Mapping[str, Any
     """
     work, dtype = compulsory_work(profiles), _DTYPES[precision]
     measured = Roofs(**roofs) if roofs else None
+    work = {key: row for key, row in work.items() if row["bytes"] or row["flops"]}
     seconds = {profiled["path"]: _seconds(profiled) for profiled in profiles}
     calls = {profiled["path"]: _calls(profiled) for profiled in profiles}
-    longest = {
-        key: max(found.get(key, 0.0) for found in seconds.values()) for found in seconds.values() for key in found
-    }
+    keys = {key for found in seconds.values() for key in found}
+    longest = {key: max(found.get(key, 0.0) for found in seconds.values()) for key in keys}
     columns = ["phase", "op", "GB", "GFLOP"]
     for path in seconds:
         columns += [f"{path} ms", "share", "launches" if profiles[0]["on_device"] else "calls", "of roof"]
@@ -63,8 +63,8 @@ def step_lines(profiles: Sequence[Mapping[str, Any]]) -> list[str]:
         step, busy = profiled["profiled_seconds"], sum(cell["seconds"] for cell in profiled["cells"])
         idle = f", the device idle for {max(1 - busy / step, 0.0):.0%} of it" if profiled["on_device"] else ""
         lines.append(
-            f"{profiled['stage']}, {profiled['path']}: a step takes {profiled['seconds']:.4f} s; {step:.4f} s under the "
-            f"profiler{idle}"
+            f"{profiled['stage']}, {profiled['path']}: a step takes {profiled['seconds']:.4f} s; under the profiler "
+            f"{step:.4f} s{idle}"
         )
     return lines
 

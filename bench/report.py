@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .profile_table import profile_table, step_lines
 from .tables import block_table, kernel_table, roof_line, step_table
 
 
@@ -50,4 +51,11 @@ def markdown(figures: Mapping[str, Any]) -> str:
         lines += ["", "## Steps", "", step_table(figures["steps"])]
         for stage, ratios in figures["step_ratios"].items():
             lines += ["", f"{stage}: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())]
+    # Files written before profiles were taken have none.
+    profiles = figures.get("profiles", [])
+    for stage in dict.fromkeys(profiled["stage"] for profiled in profiles):
+        of_stage = [profiled for profiled in profiles if profiled["stage"] == stage]
+        lines += ["", f"## A step of stage {stage}", ""]
+        lines += [profile_table(of_stage, figures["roofs"], figures["settings"]["profile"]["precision"]), ""]
+        lines += [f"- {line}" for line in step_lines(of_stage)]
     return "\n".join(lines) + "\n"

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class StepTrace:
     on_device: bool
 
     def seconds(self) -> dict[tuple[str, str], float]:
-        """Return the seconds of every phase and op, longest phase's order first to last in the step."""
+        """Return the seconds of every phase and op."""
         found: defaultdict[tuple[str, str], float] = defaultdict(float)
         for stretch in self.stretches:
             found[stretch.phase, stretch.op] += stretch.duration / 1e6
@@ -175,7 +176,7 @@ def _host_trace(
     cuts = sorted({begin, end, *(at for at in (*phases.starts, *ops.starts) if begin < at < end)})
     stretches = [
         Stretch(start - begin, stop - start, phases.at(start) or BETWEEN, ops.at(start) or OTHER)
-        for start, stop in zip(cuts, cuts[1:], strict=False)
+        for start, stop in pairwise(cuts)
     ]
     calls: defaultdict[tuple[str, str], int] = defaultdict(int)
     inside_until = begin

@@ -1,27 +1,35 @@
 """The picture of a profile: of every path the phases of its step over the time, and below them the ops."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ..engine.figures import COLOURS, FAINT, INK, plain_axes, save_figure
+from ..engine.figures import COLOURS, INK, plain_axes, save_figure
 from ..engine.phases import PHASES
-from .step_trace import BETWEEN, OTHER, StepTrace
+from .step_trace import OTHER, StepTrace
+
+_GREYS = ("#dfe3e8", "#b4bcc6", "#8a94a0", "#616b78", "#3a434e")
 
 
 def draw_timelines(path: str | Path, traces: Mapping[str, StepTrace], title: str) -> None:
     """Draw each path's step on one axis of time; on a GPU what is blank, it was idle."""
     figure = Figure(figsize=(10, 1.6 + 1.6 * len(traces)), layout="constrained")
     axes = figure.add_subplot()
-    phases = {phase: COLOURS[index] for index, phase in enumerate(PHASES)}
-    ops = sorted({s.op for trace in traces.values() for s in trace.stretches} - {OTHER})
-    op_colours = {op: COLOURS[(index + len(PHASES)) % len(COLOURS)] for index, op in enumerate(ops)}
+    phases = dict(zip(PHASES, _GREYS, strict=True))
+    spent: Counter[str] = Counter()
+    for trace in traces.values():
+        for stretch in trace.stretches:
+            spent[stretch.op] += round(stretch.duration)
+    del spent[OTHER]
+    # The longest have a colour of their own; beyond ten they repeat.
+    op_colours = {op: COLOURS[index % len(COLOURS)] for index, (op, _) in enumerate(spent.most_common())}
     ticks = []
     for index, (name, trace) in enumerate(traces.items()):
         top = -2.6 * index
-        for lane, (label, colours) in enumerate((("phases", phases | {BETWEEN: FAINT}), ("ops", op_colours))):
+        for lane, (label, colours) in enumerate((("phases", phases), ("ops", op_colours))):
             bottom = top - lane
             ticks.append((bottom + 0.45, f"{name}, {label}"))
             for key, colour in colours.items():

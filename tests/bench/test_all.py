@@ -62,6 +62,14 @@ BLOCK = {
     "peak_bytes": 3_000_000_000,
     "passes": {name: PASS | {"tflop_per_s": 7.0} for name in ("forward", "backward", "both")},
 }
+PROFILE = {
+    "seconds": 0.1,
+    "profiled_seconds": 0.2,
+    "on_device": False,
+    "cells": [{"phase": "forward", "op": "layer_norm", "seconds": 0.2, "calls": 7}],
+    "work": [{"phase": "forward", "op": "layer_norm", "bytes": 10_000_000_000, "flops": 0}],
+    "files": [],
+}
 ROOFS = {"copy_gb_per_s": 100.0, "matmul_tflop_per_s": {"float32": 1.0}}
 
 
@@ -85,6 +93,11 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         assert roofs == ROOFS
         return Outcome("ok", None, [BLOCK])
 
+    def run_profile(plan: Plan, seconds: float, stage: str) -> Outcome:
+        given[f"profile {stage}"] = seconds
+        return Outcome("ok", None, [PROFILE | {"stage": stage, "path": path} for path in ("reference", "fused")])
+
+    monkeypatch.setattr(everything, "run_profile", run_profile)
     monkeypatch.setattr(everything, "run_blocks", run_blocks)
     monkeypatch.setattr(everything, "run_roofs", lambda plan, seconds: Outcome("ok", None, ROOFS))
     monkeypatch.setattr(everything, "run_tests", lambda plan, seconds: Outcome("skipped", "no GPU"))
@@ -98,10 +111,10 @@ def test_a_failing_part_is_reported_and_the_rest_runs(
 ) -> None:
     file = tmp_path / "results.json"
     assert bench_all(file, quick=True, device="cpu") == 1
-    assert list(parts) == ["kernels", "blocks", "mae", "contrastive"]
+    assert list(parts) == ["kernels", "blocks", "mae", "contrastive", "profile mae", "profile contrastive"]
     figures = json.loads(file.read_text())
     assert set(figures) == {
-        *("machine", "settings", "parts", "tests", "roofs", "kernels", "blocks", "steps", "step_ratios"),
+        *("machine", "settings", "parts", "tests", "roofs", "kernels", "blocks", "steps", "step_ratios", "profiles"),
     }
     assert {name: part["status"] for name, part in figures["parts"].items()} == {
         "roofs": "ok",
@@ -110,6 +123,8 @@ def test_a_failing_part_is_reported_and_the_rest_runs(
         "blocks": "ok",
         "steps_mae": "ok",
         "steps_contrastive": "ok",
+        "profile_mae": "ok",
+        "profile_contrastive": "ok",
     }
     assert figures["parts"]["kernels"]["reason"] == "RuntimeError: the part is broken"
     assert figures["step_ratios"]["mae"] == {"reference_over_fused": 2.0}
@@ -122,7 +137,7 @@ def test_a_failing_part_is_reported_and_the_rest_runs(
 def test_time_left_over_falls_to_the_parts_after(parts: dict[str, float], tmp_path: Path) -> None:
     bench_all(tmp_path / "results.json", quick=True, device="cpu")
     assert everything.QUICK_BUDGET_S * 0.39 < parts["kernels"] < parts["kernels"] + parts["mae"]
-    assert parts["contrastive"] > everything.QUICK_BUDGET_S * 0.9
+    assert parts["profile contrastive"] > everything.QUICK_BUDGET_S * 0.9
 
 
 def test_the_report_is_drawn_again_from_the_file(
@@ -138,6 +153,8 @@ def test_the_report_is_drawn_again_from_the_file(
         r"layer_norm +\| odd +\| float32 +\| reference +\| both +\| 1\.0000 +\| 0\.9000-1\.1000 +\| 50 ", first
     )
     assert CUT in first
+    assert "## A step of stage contrastive" in first
+    assert re.search(r"forward +[|] all +[|] +[|] +[|] 200\.000 +[|] 100\.0% +[|] 7 ", first)
     assert re.search(
         r"S = 150 +\| 1 +\| stash10 +(\| 1\.000 +){3}\| 0\.900-1\.100 +\| 7 +\| 50% +\| 3\.00 +\| 1\.00 ", first
     )
