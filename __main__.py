@@ -20,8 +20,10 @@ from .bench.commands import (
     report_command,
     steps_command,
 )
+from .bench.data_command import data_command
 from .bench.profile_command import profile_command
-from .data.commands import pack_command
+from .bench.update_command import update_command
+from .data.commands import check_command, merge_command, pack_command
 from .engine.commands import (
     INTERRUPTED,
     caption_command,
@@ -32,9 +34,11 @@ from .engine.commands import (
 )
 from .engine.convert_command import convert_command
 from .engine.demo import demo_command
+from .engine.evaluate.frozen_commands import aqa_command, gap_command, hear_command
 from .engine.flags import command
 from .engine.parity_command import parity_command
 from .engine.plan_command import plan_command
+from .engine.shards_stats_command import shards_stats_command
 from .errors import InputError, RunError
 
 Command = Callable[[Sequence[str]], int]
@@ -45,12 +49,21 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
         command(demo_command, "cacophony demo"),
     ),
     "pack": ("turn a folder of audio and captions into shards", command(pack_command, "cacophony pack")),
+    "shards check": ("decode and verify packed shards", command(check_command, "cacophony shards check")),
+    "shards stats": (
+        "hours, lengths and tokens of packed shards",
+        command(shards_stats_command, "cacophony shards stats"),
+    ),
+    "shards merge": ("join packed directories into one", command(merge_command, "cacophony shards merge")),
     "train mae": ("stage 1: the audio masked autoencoder", lambda argv: train_command("mae", argv)),
     "train contrastive": ("stage 2: contrastive + captioning", lambda argv: train_command("contrastive", argv)),
     "evaluate retrieval": (
         "audio-text retrieval of a run",
         command(retrieval_command, "cacophony evaluate retrieval"),
     ),
+    "evaluate aqa": ("questions about audio", command(aqa_command, "cacophony evaluate aqa")),
+    "evaluate hear": ("a HEAR task on frozen embeddings", command(hear_command, "cacophony evaluate hear")),
+    "evaluate gap": ("modality gap over a run's checkpoints", command(gap_command, "cacophony evaluate gap")),
     "embed": ("embeddings of audio files", command(embed_command, "cacophony embed")),
     "caption": ("captions of audio files", command(caption_command, "cacophony caption")),
     "plan": ("memory, FLOPs and time of a run on GPUs you need not have", command(plan_command, "cacophony plan")),
@@ -67,6 +80,14 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
         command(blocks_command, "cacophony bench blocks"),
     ),
     "bench steps": ("time of a step of both stages", command(steps_command, "cacophony bench steps")),
+    "bench update": (
+        "time of stage 2's whole update, SAM included",
+        command(update_command, "cacophony bench update"),
+    ),
+    "bench data": (
+        "how fast clips are loaded, and how many cores feed a GPU",
+        command(data_command, "cacophony bench data"),
+    ),
     "bench packing": (
         "what padding costs: both towers, packed against padded",
         command(packing_command, "cacophony bench packing"),

@@ -1,4 +1,4 @@
-"""All there is to measure in one command, within ten minutes: tests on the GPU, roofs, ops, blocks, steps, profiles.
+"""All there is to measure in one command, within ten minutes: tests, roofs, ops, blocks, steps, updates, data.
 
 Nothing here needs more than torch, Triton, NumPy and pytest. Each part has a share of the time; what it leaves over
 falls to those after it. A part that fails or is cut says so, and the rest runs all the same.
@@ -17,21 +17,35 @@ import torch
 from ..engine.distributed import choose_device
 from ..json_file import check_writable, write_json
 from .machine import machine
-from .parts import Outcome, Plan, run_blocks, run_kernels, run_profile, run_roofs, run_steps, run_tests
+from .parts import (
+    Outcome,
+    Plan,
+    run_blocks,
+    run_data,
+    run_kernels,
+    run_profile,
+    run_roofs,
+    run_steps,
+    run_tests,
+    run_updates,
+)
 from .report import write_report
 from .steps import step_ratios
+from .update import update_ratios
 
 BUDGET_S, QUICK_BUDGET_S = 560.0, 110.0  # of ten minutes and two; the rest is for starting and for writing down
 
 _SHARES = {
     "roofs": 0.1,
-    "tests": 0.15,
-    "kernels": 0.3,
-    "blocks": 0.15,
-    "steps_mae": 0.11,
-    "steps_contrastive": 0.11,
-    "profile_mae": 0.04,
-    "profile_contrastive": 0.04,
+    "tests": 0.1,
+    "kernels": 0.24,
+    "blocks": 0.12,
+    "steps_mae": 0.065,
+    "steps_contrastive": 0.065,
+    "updates": 0.22,
+    "profile_mae": 0.025,
+    "profile_contrastive": 0.025,
+    "data": 0.04,
 }
 
 
@@ -49,7 +63,7 @@ def bench_all(json_file: Path, *, quick: bool = False, device: str = "auto") -> 
     page, picture = write_report(json_file, figures)
     print(page.read_text(encoding="utf-8"))
     summary = {"json": str(json_file), "markdown": str(page), "picture": picture}
-    print(json.dumps(summary | {name: figures[name] for name in ("parts", "step_ratios")}))
+    print(json.dumps(summary | {name: figures[name] for name in ("parts", "step_ratios", "update_ratios")}))
     return int(any(outcome.status == "failed" for outcome in outcomes.values()))
 
 
@@ -63,8 +77,10 @@ def _run_parts(plan: Plan, budget: float) -> tuple[dict[str, Outcome], dict[str,
         "blocks": lambda time_: run_blocks(plan, time_, outcomes["roofs"].figures),
         "steps_mae": lambda time_: run_steps(plan, time_, "mae"),
         "steps_contrastive": lambda time_: run_steps(plan, time_, "contrastive"),
+        "updates": lambda time_: run_updates(plan, time_, outcomes["roofs"].figures),
         "profile_mae": lambda time_: run_profile(plan, time_, "mae"),
         "profile_contrastive": lambda time_: run_profile(plan, time_, "contrastive"),
+        "data": lambda time_: run_data(plan, time_),
     }
     started = time.monotonic()
     for name, part in parts.items():
@@ -83,6 +99,7 @@ def _figures(
     plan: Plan, device: torch.device, outcomes: Mapping[str, Outcome], seconds: Mapping[str, float]
 ) -> dict[str, Any]:
     steps = [row for name in ("steps_mae", "steps_contrastive") for row in outcomes[name].figures or ()]
+    updates = outcomes["updates"].figures or []
     return {
         "machine": machine(device),
         "settings": asdict(plan),
@@ -97,4 +114,7 @@ def _figures(
         "steps": steps,
         "step_ratios": step_ratios(steps),
         "profiles": [row for name in ("profile_mae", "profile_contrastive") for row in outcomes[name].figures or ()],
+        "data": outcomes["data"].figures,
+        "updates": updates,
+        "update_ratios": update_ratios(updates),
     }

@@ -74,7 +74,7 @@ def steps_command(
         for name, ratio in found.items():
             slow, _, fast = name.partition("_over_")
             print(f"{stage}: {slow} takes {ratio:.2f} times as long as {fast}")
-    _finish(json_file, chosen, {"settings": asdict(settings), "steps": rows, "step_ratios": ratios})
+    finish(json_file, chosen, {"settings": asdict(settings), "steps": rows, "step_ratios": ratios})
     return 0
 
 
@@ -116,13 +116,13 @@ def kernels_command(
         compared = compare_with(base, replace(settings, providers=provider or ours))
         print(comparison_table(base, compared))
         rows = [asdict(one) | {"base_over_here": one.base_over_here} for one in compared]
-        _finish(json_file, chosen, {"settings": asdict(settings), "base": base, "comparisons": rows})
+        finish(json_file, chosen, {"settings": asdict(settings), "base": base, "comparisons": rows})
         return 0
     roofs = measure_roofs(chosen, seconds=seconds)
     rows = [asdict(row) for row in bench_kernels(settings, roofs)]
     print(kernel_table(rows))
     print(f"roofs: {roof_line(asdict(roofs))}")
-    _finish(json_file, chosen, {"settings": asdict(settings), "roofs": asdict(roofs), "kernels": rows})
+    finish(json_file, chosen, {"settings": asdict(settings), "roofs": asdict(roofs), "kernels": rows})
     return 0
 
 
@@ -174,7 +174,7 @@ def blocks_command(
     rows = [asdict(row) for row in bench_blocks(settings, Roofs(**roofs))]
     print(block_table(rows))
     print(f"roofs: {roof_line(roofs)}")
-    _finish(json_file, chosen, {"settings": asdict(settings), "roofs": roofs, "blocks": rows})
+    finish(json_file, chosen, {"settings": asdict(settings), "roofs": roofs, "blocks": rows})
     return 0
 
 
@@ -216,7 +216,7 @@ def packing_command(
             f"{found.valid_tokens} tokens)"
         )
     settings = {"size": size, "layers": layers, "clips": clips, "rounds": rounds, "backend": backend}
-    _finish(json_file, chosen, {"settings": settings} | {tower: asdict(found) for tower, found in figures.items()})
+    finish(json_file, chosen, {"settings": settings} | {tower: asdict(found) for tower, found in figures.items()})
     return 0
 
 
@@ -272,7 +272,7 @@ def compile_command(
     return 0
 
 
-def _finish(json_file: Path | None, device: torch.device, figures: dict[str, Any]) -> None:
+def finish(json_file: Path | None, device: torch.device, figures: dict[str, Any]) -> None:
     """Say on which machine the figures were measured and write them, if a file was asked for."""
     about = machine(device)
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)

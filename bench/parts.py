@@ -1,6 +1,9 @@
 """The parts of the whole bench, each in a process of its own, for the time it is given."""
 
+import importlib.util
 import json
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -13,13 +16,18 @@ from .block_stack import TIMED
 from .blocks import CUT as BLOCKS_CUT
 from .blocks import BlockSettings
 from .child import Finished, run_module
+from .data_demand import data_figures
 from .from_checkout import ROOT
 from .kernels import CUT, KernelSettings, planned
 from .profile import ProfileSettings
 from .steps import StepSettings
 from .training_step import Variant
+from .update import CUT as UPDATES_CUT
+from .update import UpdateSettings
 
 Status = Literal["ok", "failed", "cut", "skipped"]
+
+_DATA_NEEDS = ("soundfile", "soxr", "numba", "tokenizers", "rich")
 
 _OWN_SHARE = 0.8  # of its time after which a part starts nothing more; the rest is for what is under way
 
@@ -42,6 +50,7 @@ class Plan:
     kernels: KernelSettings
     blocks: BlockSettings
     steps: StepSettings
+    updates: UpdateSettings
     profile: ProfileSettings
     """Of either stage."""
 
@@ -80,7 +89,12 @@ class Plan:
             device=str(device),
             rounds=3 if on_gpu and not quick else 1,
         )
-        return cls(str(device), quick, kernels, blocks, steps, profile)
+        updates = UpdateSettings(device=str(device), lengths=("realistic",), providers=("fused", "gradcache"), rounds=1)
+        if on_gpu and not quick:
+            updates = UpdateSettings(device=str(device))
+        if not on_gpu:
+            updates = replace(updates, preset="demo", clips=8, micro_batch_size=4, precision="fp32")
+        return cls(str(device), quick, kernels, blocks, steps, updates, profile)
 
 
 def run_roofs(plan: Plan, seconds: float) -> Outcome:
@@ -170,6 +184,30 @@ def run_profile(plan: Plan, seconds: float, stage: Stage) -> Outcome:
     asked = json.dumps(asdict(replace(plan.profile, stage=stage)))
     done = run_module("cacophony.bench.profile", stdin=asked, seconds=seconds)
     return _outcome(done, done.rows)
+
+
+def run_data(plan: Plan, seconds: float) -> Outcome:
+    """Measure loaders and their stages."""
+    missing = [name for name in _DATA_NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        return Outcome("skipped", f"loading needs packages that are not installed: {', '.join(missing)}")
+    small = plan.quick or not plan.device.startswith("cuda")
+    settings = {"device": plan.device, "clips": 32 if small else 256, "seconds": 0.5 if small else 3.0}
+    settings["workers"] = min(os.cpu_count() or 1, 2 if small else 8)
+    with tempfile.TemporaryDirectory() as folder:
+        asked = json.dumps({"settings": settings, "folder": folder})
+        done = run_module("cacophony.bench.data", stdin=asked, seconds=seconds)
+    return _outcome(done, data_figures(done.rows))
+
+
+def run_updates(plan: Plan, seconds: float, roofs: Any) -> Outcome:
+    """Time stage 2's whole update in every way."""
+    settings = replace(plan.updates, part_seconds=_OWN_SHARE * seconds)
+    asked = json.dumps({"settings": asdict(settings), "roofs": roofs})
+    done = run_module("cacophony.bench.update", stdin=asked, seconds=seconds)
+    outcome = _outcome(done, done.rows)
+    cut = outcome.status == "ok" and any(row["reason"] == UPDATES_CUT for row in done.rows)
+    return Outcome("cut", "its time was over", done.rows) if cut else outcome
 
 
 def _outcome(done: Finished, figures: Any) -> Outcome:

@@ -228,7 +228,11 @@ def doctor_command() -> int:
         ("flash-attn", "extra flash"),
         ("xformers", "extra xformers"),
         ("nvidia-dali-cuda130", "extra dali"),
+        ("mteb", "extra evaluate"),
+        ("sed-eval", "extra evaluate"),
+        ("umap-learn", "extra evaluate"),
         ("pytest-benchmark", "extra bench"),
+        ("wandb", "extra wandb"),
     ):
         print(f"{package} ({purpose}): {_version(package)}")
     for kind in ("cpu", "cuda"):

@@ -1,10 +1,10 @@
-"""Figures of a run, as PNG files: loss curves, the map of both modalities, and a masked reconstruction.
+"""Figures, as PNG files: loss curves, both modalities and their gap, a masked reconstruction, and a corpus.
 
 Only matplotlib's object interface is used, so nothing needs a display and no state outlives a call.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,18 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .projection import Plane, principal_plane
 
 _DPI = 120
 INK, FAINT, _GRID = "#22262b", "#8a9099", "#e6e8eb"
 COLOURS = (
     "#2f6fb0", "#d9662b", "#3a9158", "#b8434e", "#7a5aa6", "#a8842c", "#2a9d9d", "#c86a9f", "#6b7a3a", "#5b6675",
 )  # fmt: skip
+_BY_MODALITY = (COLOURS[0], COLOURS[1], FAINT)
+"""Of audio, of text, and of the lines between."""
 _LEARNING_RATE = "learning_rate"
 _MAX_PAIR_LINES = 60
+_MAX_TOKEN_BINS = 100
 _FRAME_S = 0.01
 _MEL_BANDS = 128
 _TICKS_KHZ = (0.5, 1, 2, 4, 6)
@@ -100,56 +104,85 @@ def modality_gap(audio_embeddings: NDArray[np.floating], text_embeddings: NDArra
     return float(np.linalg.norm(audio.mean(axis=0) - text.mean(axis=0)))
 
 
+def gap_curves(path: str | Path, curves: Mapping[str, Sequence[tuple[float, float]]], title: str) -> None:
+    """Draw the modality gap over the steps, a line for each run with its checkpoints as dots.
+
+    Args:
+        path: PNG file to write; replaced at once when complete.
+        curves: run → (step, gap) of its checkpoints, steps ascending.
+        title: heading of the figure.
+    """
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    for index, (run, points) in enumerate(curves.items()):
+        steps, gaps = zip(*points, strict=True)
+        axes.plot(steps, gaps, color=COLOURS[index % len(COLOURS)], linewidth=2.2, marker="o", markersize=5, label=run)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+    plain_axes(axes)
+    axes.set_title(title, loc="left", color=INK, fontsize=13, fontweight="bold", pad=10)
+    axes.set_xlabel("step", color=INK)
+    axes.set_ylabel("‖mean audio − mean text‖", color=INK)
+    figure.legend(frameon=False, fontsize=9, labelcolor=INK, loc="outside lower left")
+    save_figure(figure, path)
+
+
 def embedding_map(
     path: str | Path,
     audio_embeddings: NDArray[np.floating],
     text_embeddings: NDArray[np.floating],
-    labels: Sequence[str],
+    labels: Sequence[str] | None,
+    project: Callable[[NDArray[np.floating]], Plane] = principal_plane,
 ) -> None:
-    """Draw both modalities on their first two common principal components, with the modality gap in the title.
+    """Draw both modalities on one plane, with the modality gap in the title.
 
-    Audio is a circle, text a cross, coloured by label; thin lines join up to 60 pairs. Pairs with a value that is not
-    finite are left out.
+    Audio is a circle, text a cross, coloured by label, or by modality where there are none; thin lines join up to 60
+    pairs. Pairs with a value that is not finite are left out.
 
     Args:
         path: PNG file to write; replaced at once when complete.
         audio_embeddings: float `[N, D]`.
         text_embeddings: float `[N, D]`, row i the pair of audio row i.
-        labels: N labels; beyond ten different ones, colours repeat.
+        labels: N labels, or None; beyond ten different ones, colours repeat.
+        project: what lays the `[2 N, D]` rows of both on a plane.
 
     Raises:
         InputError: shapes differ, D is below 2, or no pair is finite.
     """
     audio, text = np.asarray(audio_embeddings, np.float64), np.asarray(text_embeddings, np.float64)
-    if audio.shape != text.shape or audio.ndim != 2 or audio.shape[1] < 2 or len(labels) != len(audio):
+    named = len(audio) if labels is None else len(labels)
+    if audio.shape != text.shape or audio.ndim != 2 or audio.shape[1] < 2 or named != len(audio):
         raise InputError(
-            f"embeddings have shapes {audio.shape} and {text.shape} for {len(labels)} labels; expected [N, D], D > 1"
+            f"embeddings have shapes {audio.shape} and {text.shape} for {named} labels; expected [N, D], D > 1"
         )
     kept = np.flatnonzero(np.isfinite(np.concatenate([audio, text], axis=1)).all(axis=1))
     if not len(kept):
         raise InputError("no pair of embeddings is finite; the model that made them cannot be drawn")
     audio, text = audio[kept], text[kept]
-    names = [labels[i] for i in kept.tolist()]
+    names = [] if labels is None else [labels[i] for i in kept.tolist()]
     colour_of = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(sorted(set(names)))}
     colours = [colour_of[name] for name in names]
-    points, explained = _principal_plane(np.concatenate([audio, text]))
-    audio_xy, text_xy = points[: len(audio)], points[len(audio) :]
+    of_audio, of_text, of_line = (
+        (colours, colours, colours) if labels is not None else ([c] * len(audio) for c in _BY_MODALITY)
+    )
+    plane = project(np.concatenate([audio, text]))
+    audio_xy, text_xy = plane.points[: len(audio)], plane.points[len(audio) :]
 
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.add_subplot()
     for i in np.unique(np.linspace(0, len(audio) - 1, _MAX_PAIR_LINES).astype(int)):
-        axes.plot(*np.stack([audio_xy[i], text_xy[i]]).T, color=colours[i], linewidth=0.7, alpha=0.45, zorder=1)
-    axes.scatter(*audio_xy.T, s=34, c=colours, marker="o", alpha=0.8, edgecolors="white", linewidths=0.6, zorder=2)
-    axes.scatter(*text_xy.T, s=34, c=colours, marker="x", alpha=0.9, linewidths=1.4, zorder=3)
+        axes.plot(*np.stack([audio_xy[i], text_xy[i]]).T, color=of_line[i], linewidth=0.7, alpha=0.45, zorder=1)
+    axes.scatter(*audio_xy.T, s=34, c=of_audio, marker="o", alpha=0.8, edgecolors="white", linewidths=0.6, zorder=2)
+    axes.scatter(*text_xy.T, s=34, c=of_text, marker="x", alpha=0.9, linewidths=1.4, zorder=3)
     axes.set_aspect("equal", adjustable="datalim")
     title = f"Audio and text embeddings, modality gap {modality_gap(audio, text):.3f}"
     axes.set_title(title, loc="left", color=INK, fontsize=13, fontweight="bold", pad=10)
-    axes.set_xlabel(f"first component ({explained[0]:.0%} of variance)", color=INK)
-    axes.set_ylabel(f"second component ({explained[1]:.0%})", color=INK)
+    axes.set_xlabel(plane.axes[0], color=INK)
+    axes.set_ylabel(plane.axes[1], color=INK)
     plain_axes(axes)
+    audio_ink, text_ink = (INK, INK) if labels is not None else _BY_MODALITY[:2]
     handles = [
-        Line2D([], [], linestyle="", marker="o", color=INK, markersize=6, label="audio"),
-        Line2D([], [], linestyle="", marker="x", color=INK, markersize=6, markeredgewidth=1.4, label="text"),
+        Line2D([], [], linestyle="", marker="o", color=audio_ink, markersize=6, label="audio"),
+        Line2D([], [], linestyle="", marker="x", color=text_ink, markersize=6, markeredgewidth=1.4, label="text"),
         *(Line2D([], [], linestyle="", marker="s", color=colour, label=name) for name, colour in colour_of.items()),
     ]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9, labelcolor=INK)
@@ -210,6 +243,44 @@ def mel_reconstruction(
     save_figure(figure, path)
 
 
+def corpus_histograms(path: str | Path, seconds: NDArray[np.floating], tokens: NDArray[np.integer]) -> None:
+    """Draw how long clips are and how many tokens captions have; without captions the lengths alone.
+
+    Args:
+        path: PNG file to write; replaced at once when complete.
+        seconds: duration of each clip, `[N]`.
+        tokens: tokens of each caption, `[M]`.
+
+    Raises:
+        InputError: there are no clips.
+    """
+    if not len(seconds):
+        raise InputError("no clips, so there is nothing to draw")
+    figure = Figure(figsize=(8, 5.6 if len(tokens) else 3.2), layout="constrained")
+    panels = figure.subplots(2 if len(tokens) else 1, 1, squeeze=False)[:, 0]
+    # Clips are a second to minutes long, and most corpora cut theirs to one length: even steps of the logarithm.
+    edges = np.geomspace(min(seconds), max(max(seconds), 1.001 * min(seconds)), 61)
+    panels[0].hist(seconds, edges, color=COLOURS[0])
+    panels[0].set_xscale("log")
+    panels[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panels[0].xaxis.set_minor_formatter(NullFormatter())
+    panels[0].set(xlabel="seconds", ylabel="clips")
+    hours = np.sum(seconds, dtype=np.float64) / 3600
+    titles = [f"{len(seconds)} clips, {hours:.2f} h, median {np.median(seconds):.1f} s"]
+    if len(tokens):
+        width = -(-int(tokens.max()) // _MAX_TOKEN_BINS)
+        panels[1].hist(tokens, np.arange(0.5, tokens.max() + width, width), color=COLOURS[1])
+        panels[1].set(xlabel="tokens, <s> and </s> included", ylabel="captions")
+        titles.append(f"{len(tokens)} captions, {tokens.mean():.1f} tokens on average")
+    for axes, title in zip(panels, titles, strict=True):
+        plain_axes(axes)
+        axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
+        axes.xaxis.label.set_color(INK)
+        axes.yaxis.label.set_color(INK)
+    save_figure(figure, path)
+
+
 def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Average over a bell-shaped window of about a twentieth of the values, cut off at both ends."""
     # Centred, because an average over the past alone lies above a falling curve.
@@ -217,15 +288,6 @@ def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
     half = len(window) // 2
     total, weight = (np.convolve(rows, window)[half : half + len(rows)] for rows in (values, np.ones_like(values)))
     return total / weight
-
-
-def _principal_plane(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Rows `[N, D]` on their first two principal components `[N, 2]`, and each one's share of the variance `[2]`."""
-    centred = rows - rows.mean(axis=0)
-    left, scale, right = np.linalg.svd(centred, full_matrices=False)
-    # The SVD leaves signs open: fixed, so that maps of successive epochs do not flip.
-    signs = np.sign(right[np.arange(2), np.abs(right[:2]).argmax(axis=1)])
-    return left[:, :2] * scale[:2] * signs, scale[:2] ** 2 / max(np.sum(scale**2), 1e-30)
 
 
 def _band(hz: float) -> float:

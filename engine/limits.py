@@ -90,8 +90,9 @@ def _measure(config: Config, shards: Shards, world: World, seconds: float) -> Li
     decoder, _ = choose_decoder(config.data.loader, device.type, config.data.workers)
     loader = Loader(shards, loader_config(config, device), tokenizer, world.rank, world.size, decoder)
     try:
-        for _ in range(config.data.prefetch_batches + 1):  # those made ahead, while nobody waited
-            batch = next(loader)
+        for _ in range(config.data.prefetch_batches):  # those made ahead, while nobody waited
+            next(loader)
+        batch = next(loader)
         load_seconds = _seconds(lambda: next(loader), world, seconds)
 
         copied = batch.to(device)

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.spans import span
-from ..models.tensor_shapes import check_tensors
-from ..models.weights import load_into
+from ..models.tensor_shapes import check_tensors, load_into
 from .config import UpdateConfig
 from .distributed import World
 from .objective import Report

@@ -165,7 +165,8 @@ def log_mel_reference(wave: Tensor, wave_offsets: Tensor) -> Spectrogram:
     # Not `spectrum.abs()`: it guards against overflow, which is out of reach here, at three times the price on a CPU.
     magnitude = (spectrum.real.square() + spectrum.imag.square()).sqrt().T  # [slots, 257]
     within = torch.arange(int(frame_offsets[-1])) - torch.repeat_interleave(frame_offsets[:-1], frames)
-    real_frames = (torch.repeat_interleave(slot_offsets[:-1], frames) + within).to(wave.device)
+    real_frames = torch.repeat_interleave(slot_offsets[:-1], frames) + within
+    real_frames = real_frames.to(wave.device, non_blocking=True)
     mel = (magnitude @ mel_matrix(scaled.dtype, wave.device))[real_frames]
     return Spectrogram(0.2 * torch.log(mel + 1e-5) + 0.9, frame_offsets)
 
@@ -173,7 +174,7 @@ def log_mel_reference(wave: Tensor, wave_offsets: Tensor) -> Spectrogram:
 _dispatch = backend.register(
     "log_mel",
     reference=log_mel_reference,
-    fused=dict.fromkeys(_devices, _log_mel_fused),
+    fused=dict.fromkeys((*_devices, "meta"), _log_mel_fused),  # shapes need no library
     needs_triton=False,
     absent={device: library.about for device, library in _libraries.items() if library.handle is None},
 )

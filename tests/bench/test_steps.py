@@ -8,8 +8,9 @@ import pytest
 import torch
 from cacophony.__main__ import main
 from cacophony.bench import steps
+from cacophony.bench import training_step as step_module
 from cacophony.bench.steps import STAGES, StepSettings, bench_steps, step_ratios
-from cacophony.bench.training_step import StepWork, Variant, fused_ops, training_step
+from cacophony.bench.training_step import StepWork, Variant, training_step
 
 LAYOUTS = ("packed", "padded")
 
@@ -39,10 +40,10 @@ def test_every_stage_and_layout_is_timed_with_machine_and_versions(
         assert f"{stage}: padded takes {figures['step_ratios'][stage]['padded_over_packed']:.2f} times" in printed
 
 
-def test_a_variant_that_cannot_run_has_a_reason_and_the_rest_a_time() -> None:
+def test_a_variant_that_cannot_run_has_a_reason_and_the_rest_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_module, "fused_ops", lambda _: [])
     variants = [Variant("fused", "packed"), Variant("reference", "packed")]
     fused, reference = bench_steps(StepSettings(stages=["mae"], clips=1, rounds=1, variants=variants))
-    assert not fused_ops(torch.device("cpu"))
     assert fused.reason == "no op has a fused implementation on cpu"
     assert fused.timing is None
     assert reference.timing is not None
