@@ -178,19 +178,22 @@ def _synchronise(device: torch.device) -> None:
 def describe(limits: Limits, config: Config) -> str:
     """Return a line for each part, and the sentence that says what limits the run and what to change."""
     clips = limits.batch_clips * limits.ranks
-    parts = {
-        "loader alone": limits.loader,
-        "copy to the device": limits.copy,
-        "device alone, on noise": limits.device,
-        "  of that, waiting for ranks": limits.collectives,
-        "  of that, SAM's ascent": limits.ascent or None,
-        "both": limits.both,
-    }
-    why = {"copy to the device": "none: it is made there", "  of that, waiting for ranks": "none: one rank"}
+
+    def line(name: str, seconds: float) -> str:
+        return f"{name:28}{seconds:9.3f} s a step {clips / seconds:9.1f} clips/s"
+
+    def part(name: str, seconds: float) -> str:
+        return f"  of that, {name:18}{seconds:9.3f} s a step {seconds / limits.device:9.0%}"
+
     lines = [
-        f"{name:28}  {seconds:8.3f} s a step  {clips / seconds:9.1f} clips/s" if seconds else f"{name:28}  {why[name]}"
-        for name, seconds in parts.items()
-        if seconds or name in why
+        line("loader alone", limits.loader),
+        line("copy to the device", limits.copy) if limits.copy else "copy to the device: none, batches are made there",
+        line("device alone, on noise", limits.device),
+        part("waiting for ranks", limits.collectives)
+        if limits.collectives
+        else "  waiting for ranks: none, there is one",
+        *([part("SAM's ascent", limits.ascent)] if limits.ascent else []),
+        line("both", limits.both),
     ]
     return "\n".join([*lines, sentence(limits, config)])
 
@@ -212,7 +215,7 @@ def sentence(limits: Limits, config: Config) -> str:
     if limits.collectives and limits.collectives > _MUCH * limits.device:
         return (
             f"Waiting for other ranks limits this run: {limits.collectives / limits.device:.0%} of a step; raise "
-            "batch_size, so that each sum serves more clips, or use fewer ranks a faster link apart."
+            "batch_size, so that each sum serves more clips, or ranks joined by faster links."
         )
     if limits.copy and limits.copy > _MUCH * limits.device:
         return (
