@@ -22,6 +22,7 @@ from .bench.commands import (
     steps_command,
 )
 from .bench.data_command import data_command
+from .bench.profile_command import profile_command
 from .bench.update_command import update_command
 from .data.commands import check_command, merge_command, pack_command
 from .engine.commands import (
@@ -116,6 +117,10 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "bench compile": (
         "registers, spills and tensor cores of every kernel, without a GPU",
         command(compile_command, "cacophony bench compile"),
+    ),
+    "profile": (
+        "where a step's time goes, plain PyTorch against the fused path",
+        command(profile_command, "cacophony profile"),
     ),
     "doctor": ("what this machine and installation can do", command(doctor_command, "cacophony doctor")),
 }

@@ -1,4 +1,4 @@
-"""All there is to measure in one command, within ten minutes: GPU tests, roofs, ops, blocks, steps, updates, data.
+"""All there is to measure in one command, within ten minutes: tests, roofs, ops, blocks, steps, updates, data.
 
 Nothing here needs more than torch, Triton, NumPy and pytest. Each part has a share of the time; what it leaves over
 falls to those after it. A part that fails or is cut says so, and the rest runs all the same.
@@ -17,7 +17,18 @@ import torch
 from ..engine.distributed import choose_device
 from ..json_file import check_writable, write_json
 from .machine import machine
-from .parts import Outcome, Plan, run_blocks, run_data, run_kernels, run_roofs, run_steps, run_tests, run_updates
+from .parts import (
+    Outcome,
+    Plan,
+    run_blocks,
+    run_data,
+    run_kernels,
+    run_profile,
+    run_roofs,
+    run_steps,
+    run_tests,
+    run_updates,
+)
 from .report import write_report
 from .steps import step_ratios
 from .update import update_ratios
@@ -29,10 +40,12 @@ _SHARES = {
     "tests": 0.1,
     "kernels": 0.24,
     "blocks": 0.12,
-    "steps_mae": 0.08,
-    "steps_contrastive": 0.08,
+    "steps_mae": 0.065,
+    "steps_contrastive": 0.065,
     "updates": 0.22,
-    "data": 0.06,
+    "profile_mae": 0.025,
+    "profile_contrastive": 0.025,
+    "data": 0.04,
 }
 
 
@@ -65,6 +78,8 @@ def _run_parts(plan: Plan, budget: float) -> tuple[dict[str, Outcome], dict[str,
         "steps_mae": lambda time_: run_steps(plan, time_, "mae"),
         "steps_contrastive": lambda time_: run_steps(plan, time_, "contrastive"),
         "updates": lambda time_: run_updates(plan, time_, outcomes["roofs"].figures),
+        "profile_mae": lambda time_: run_profile(plan, time_, "mae"),
+        "profile_contrastive": lambda time_: run_profile(plan, time_, "contrastive"),
         "data": lambda time_: run_data(plan, time_),
     }
     started = time.monotonic()
@@ -98,6 +113,7 @@ def _figures(
         "blocks": outcomes["blocks"].figures or [],
         "steps": steps,
         "step_ratios": step_ratios(steps),
+        "profiles": [row for name in ("profile_mae", "profile_contrastive") for row in outcomes[name].figures or ()],
         "data": outcomes["data"].figures,
         "updates": updates,
         "update_ratios": update_ratios(updates),

@@ -19,6 +19,7 @@ from .child import Finished, run_module
 from .data_demand import data_figures
 from .from_checkout import ROOT
 from .kernels import CUT, KernelSettings, planned
+from .profile import ProfileSettings
 from .steps import StepSettings
 from .training_step import Variant
 from .update import CUT as UPDATES_CUT
@@ -50,6 +51,8 @@ class Plan:
     blocks: BlockSettings
     steps: StepSettings
     updates: UpdateSettings
+    profile: ProfileSettings
+    """Of either stage."""
 
     @classmethod
     def of(cls, device: torch.device, quick: bool) -> "Plan":
@@ -78,12 +81,20 @@ class Plan:
             variants=variants,
             device=str(device),
         )
+        profile = ProfileSettings(
+            stage="mae",
+            size=steps.size,
+            clips=steps.clips,
+            precision=steps.precision,
+            device=str(device),
+            rounds=3 if on_gpu and not quick else 1,
+        )
         updates = UpdateSettings(device=str(device), lengths=("realistic",), providers=("fused", "gradcache"), rounds=1)
         if on_gpu and not quick:
             updates = UpdateSettings(device=str(device))
         if not on_gpu:
             updates = replace(updates, preset="demo", clips=8, micro_batch_size=4, precision="fp32")
-        return cls(str(device), quick, kernels, blocks, steps, updates)
+        return cls(str(device), quick, kernels, blocks, steps, updates, profile)
 
 
 def run_roofs(plan: Plan, seconds: float) -> Outcome:
@@ -165,6 +176,13 @@ def run_steps(plan: Plan, seconds: float, stage: Stage) -> Outcome:
     """Time a stage's step on every variant."""
     settings = replace(plan.steps, stages=[stage], stage_seconds=_OWN_SHARE * seconds)
     done = run_module("cacophony.bench.steps", stdin=json.dumps(asdict(settings)), seconds=seconds)
+    return _outcome(done, done.rows)
+
+
+def run_profile(plan: Plan, seconds: float, stage: Stage) -> Outcome:
+    """Profile a stage's step on plain PyTorch and on what the device has fused."""
+    asked = json.dumps(asdict(replace(plan.profile, stage=stage)))
+    done = run_module("cacophony.bench.profile", stdin=asked, seconds=seconds)
     return _outcome(done, done.rows)
 
 

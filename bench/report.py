@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .data_tables import data_page
+from .profile_table import profile_table, step_lines
 from .tables import block_table, kernel_table, roof_line, step_table, update_goals, update_table
 
 
@@ -59,4 +60,11 @@ def markdown(figures: Mapping[str, Any]) -> str:
             said = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
             lines += ["", f"{lengths} lengths, clips/s: {said}"]
         lines += ["", *update_goals(figures["updates"], figures["update_ratios"])]
+    # Files written before profiles were taken have none.
+    profiles = figures.get("profiles", [])
+    for stage in dict.fromkeys(profiled["stage"] for profiled in profiles):
+        of_stage = [profiled for profiled in profiles if profiled["stage"] == stage]
+        lines += ["", f"## A step of stage {stage}", ""]
+        lines += [profile_table(of_stage, figures["roofs"], figures["settings"]["profile"]["precision"]), ""]
+        lines += [f"- {line}" for line in step_lines(of_stage)]
     return "\n".join(lines) + "\n"

@@ -19,10 +19,12 @@ from ..engine.config import (
     UpdateConfig,
 )
 from ..engine.distributed import World
+from ..engine.phases import PREPARE
 from ..errors import InputError
 from ..kernels.attention_sdpa import attention_sdpa
 from ..kernels.backend import choices, use_backend, use_rival
 from ..kernels.layout import LayoutName
+from ..kernels.spans import span
 from ..models.config import AUDIO_MAE_SIZES, AUDIO_TEXT_SIZES
 from ..models.layers import init_weights
 from .providers import specialising
@@ -49,14 +51,21 @@ class StepWork:
 
 
 def training_step(
-    stage: Stage, size: str, clips: int, precision: Precision, variant: Variant, device: torch.device
+    stage: Stage,
+    size: str,
+    clips: int,
+    precision: Precision,
+    variant: Variant,
+    device: torch.device,
+    *,
+    must_fuse: bool = True,
 ) -> Callable[[], StepWork]:
     """Return a function that makes one optimiser step on ``clips`` clips in one micro-batch; stage 2 with SAM.
 
     ``size`` names the networks (:mod:`cacophony.models.config`). Raises InputError where the variant is the fused one
-    and no op is fused on ``device``.
+    and no op is fused on ``device``; unless it need not, and blocks by hand and the arena are all that differs there.
     """
-    if variant.provider == "fused" and not fused_ops(device):
+    if must_fuse and variant.provider == "fused" and not fused_ops(device):
         raise InputError(f"no op has a fused implementation on {device.type}")
     config = _config(stage, size, clips, precision, variant)
     world = World(0, 1, device)
@@ -71,7 +80,8 @@ def training_step(
 
     def step() -> StepWork:
         with ops_of(variant.provider), specialising():
-            inputs = objective.prepare(batch, 0)
+            with span(PREPARE):
+                inputs = objective.prepare(batch, 0)
             _, outcome = updater.update(0, lambda: objective.backward(model, inputs))
         return StepWork(outcome.valid_tokens, outcome.model_flops)
 

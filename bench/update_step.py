@@ -101,7 +101,7 @@ class UpdateStep:
     def update_alone(self) -> Task:
         """Return what a SAM step does beside its gradients: they are noise, of the arena the second is zero."""
         given: list[tuple[nn.Parameter, Tensor]] = []
-        nothing = Report({"loss": torch.zeros(())}, 0, 0)
+        nothing = Report({"loss": torch.zeros(())}, 0, 0, 0)
         self.updater.config = self.config.update
         if not isinstance(self.updater, Updater):
             given = [(parameter, torch.randn_like(parameter)) for parameter in self.model.parameters()]

@@ -26,6 +26,7 @@ from ..models.config_io import merge, read_toml
 from .config import RUN_CONFIGS, ContrastiveRunConfig, MaeRunConfig, Stage
 from .flags import parse_flags
 from .inference import Cacophony, Method, load
+from .limits import PART_SECONDS, describe, measure_limits
 from .presets import preset as preset_named
 from .run_directory import is_run, read_record
 from .trainer import train
@@ -51,6 +52,8 @@ class TrainArguments:
     encoder), or a model of the same stage."""
     resume: bool = False
     """Continue the run in --out; where there is none, start it."""
+    limits: bool = False
+    """Train and write nothing: measure for about a minute what limits the run, and say what to change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,14 @@ def train_arguments(stage: Stage, argv: Sequence[str]) -> TrainMae | TrainContra
         f"cacophony train {stage}",
         argv,
         default=arguments(
-            data=tyro.MISSING, out=tyro.MISSING, preset=name, config=None, init=None, resume=False, run=defaults
+            data=tyro.MISSING,
+            out=tyro.MISSING,
+            preset=name,
+            config=None,
+            init=None,
+            resume=False,
+            limits=False,
+            run=defaults,
         ),
     )
 
@@ -103,6 +113,11 @@ def train_arguments(stage: Stage, argv: Sequence[str]) -> TrainMae | TrainContra
 def train_command(stage: Stage, argv: Sequence[str]) -> int:
     """Run `cacophony train STAGE`; returns the exit code."""
     arguments = train_arguments(stage, argv)
+    if arguments.limits:
+        found = measure_limits(arguments.run, arguments.data, part_seconds=PART_SECONDS)
+        if found is not None:
+            print(describe(found, arguments.run))
+        return 0
     finished = train(stage, arguments.run, arguments.data, arguments.out, init=arguments.init, resume=arguments.resume)
     if finished.stopped_by is not None:
         print(f"stopped by {finished.stopped_by.name} after step {finished.steps}; continue with --resume")
@@ -189,6 +204,7 @@ def doctor_command() -> int:
         ("umap-learn", "extra evaluate"),
         ("pytest-benchmark", "extra bench"),
         ("pycocoevalcap", "extra evaluate"),
+        ("wandb", "extra wandb"),
     ):
         print(f"{package} ({purpose}): {_version(package)}")
     for kind in ("cpu", "cuda"):

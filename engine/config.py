@@ -291,6 +291,8 @@ class RunConfig:
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept; older ones are deleted."""
+    wandb: str = ""
+    """Project on Weights & Biases to log to as well, with the extra `wandb`; none where empty."""
 
     def __post_init__(self) -> None:
         """Check the ranges and what must fit together."""

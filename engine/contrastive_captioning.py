@@ -14,6 +14,7 @@ from ..kernels.layout import Layout, Packed, Patches, pad, padded_layout
 from ..kernels.log_mel import num_patches
 from ..kernels.patch_mask import keep_at_most
 from ..kernels.precision import at_least_float32
+from ..kernels.spans import span
 from ..models.audio_text import AudioText
 from ..models.by_hand import Stash, gradient_buffer
 from ..models.generate import PAD
@@ -21,6 +22,8 @@ from .config import ContrastiveObjectiveConfig, ContrastiveRunConfig
 from .distributed import World
 from .micro_batches import check_longest
 from .objective import Report, Setting, blocks_by_hand
+from .phases import BACKWARD, FORWARD, LOSS
+from .step_cost import recomputed_contrastive_flops, similarity_flops
 
 
 @dataclass(frozen=True)
@@ -139,14 +142,15 @@ class ContrastiveCaptioning:
             start = rows.stop
             decoded = self._decode(model, micro, encoded)
             micro_caption, decoded_gradient = self._caption_gradient(model, micro, decoded.detach())
-            torch.autograd.backward(
-                [encoded.audio_embedding, encoded.text_embedding, decoded],
-                [
-                    audio_gradient[rows].to(encoded.audio_embedding.dtype),
-                    text_gradient[rows].to(encoded.text_embedding.dtype),
-                    decoded_gradient,
-                ],
-            )
+            with span(BACKWARD):
+                torch.autograd.backward(
+                    [encoded.audio_embedding, encoded.text_embedding, decoded],
+                    [
+                        audio_gradient[rows].to(encoded.audio_embedding.dtype),
+                        text_gradient[rows].to(encoded.text_embedding.dtype),
+                        decoded_gradient,
+                    ],
+                )
             captions.append(micro_caption)
         captioning = world.sum_(torch.stack(captions).sum())
         losses = {
@@ -156,12 +160,17 @@ class ContrastiveCaptioning:
             "logit_scale": model.logit_scale.value.detach().exp(),
         }
         valid_tokens = sum(int(m.audio_lengths.sum() + m.text.lengths.sum()) for m in inputs)
-        flops = 3 * sum(model.flops(m.audio_lengths, m.text.lengths) for m in inputs)
-        return Report(losses, valid_tokens, flops)
+        audio_lengths = torch.cat([micro.audio_lengths for micro in inputs])
+        text_lengths = torch.cat([micro.text.lengths for micro in inputs])
+        similarity = similarity_flops(len(audio), len(audio) * world.size, world.size, audio.shape[1])
+        flops = 3 * model.flops(audio_lengths, text_lengths) + similarity.model
+        by_hand = self._stash(10) is not None
+        again = recomputed_contrastive_flops(model, audio_lengths, text_lengths, self.config.stash, by_hand)
+        return Report(losses, valid_tokens, flops, again + similarity.recomputed)
 
     def _embed(self, model: AudioText, micro: PairInputs) -> "_Encoded":
         stash = self._stash(self.config.stash or 10)
-        with self.setting.autocast():
+        with span(FORWARD), self.setting.autocast():
             audio_hidden, audio_embedding = model.encode_audio(micro.audio, stash)
             text_hidden, text_embedding = model.encode_text(
                 micro.text.token_ids, micro.text.layout, micro.dropout_key, stash
@@ -175,7 +184,7 @@ class ContrastiveCaptioning:
         return level if by_hand else None
 
     def _decode(self, model: AudioText, micro: PairInputs, encoded: "_Encoded") -> Tensor:
-        with self.setting.autocast():
+        with span(FORWARD), self.setting.autocast():
             return model.decode_caption(
                 encoded.text_hidden,
                 micro.text.layout,
@@ -188,12 +197,13 @@ class ContrastiveCaptioning:
     def _caption_gradient(self, model: AudioText, micro: PairInputs, decoded: Tensor) -> tuple[Tensor, Tensor]:
         """Return the captioning loss, and λ times its gradient of ``decoded``; the head's goes to its ``grad``."""
         head, text = model.caption_decoder.head, micro.text
-        return caption_loss_and_gradients(
-            *(decoded, head.weight, head.bias, text.targets, text.weights),
-            weight_gradient=gradient_buffer(head.weight),
-            bias_gradient=gradient_buffer(head.bias),
-            gradient_scale=self.config.caption_weight,
-        )
+        with span(LOSS):
+            return caption_loss_and_gradients(
+                *(decoded, head.weight, head.bias, text.targets, text.weights),
+                weight_gradient=gradient_buffer(head.weight),
+                bias_gradient=gradient_buffer(head.bias),
+                gradient_scale=self.config.caption_weight,
+            )
 
     def _contrastive_gradient(self, model: AudioText, audio: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss over all ranks' pairs and the gradients of this rank's ``[n, P]`` embeddings.
@@ -201,14 +211,15 @@ class ContrastiveCaptioning:
         The scale's ``grad`` gets this rank's share: the sum over ranks is still to come.
         """
         world, scale = self.setting.world, model.logit_scale.value
-        found = info_nce_across_ranks(
-            audio,
-            text,
-            scale.detach(),
-            gather=world.gather,
-            rank=world.rank,
-            halved=self.config.halve_contrastive,
-        )
+        with span(LOSS):
+            found = info_nce_across_ranks(
+                audio,
+                text,
+                scale.detach(),
+                gather=world.gather,
+                rank=world.rank,
+                halved=self.config.halve_contrastive,
+            )
         gradient_buffer(scale).add_(found.d_logit_scale)
         return found.loss, found.d_audio, found.d_text
 

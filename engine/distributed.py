@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import InputError
+from ..kernels.spans import span
+from .phases import COLLECTIVE
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class World:
     def sum_(self, tensor: Tensor) -> Tensor:
         """Replace ``tensor`` by its sum over ranks."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with span(COLLECTIVE):
+                dist.all_reduce(tensor)
         return tensor
 
     def total(self, *counts: float) -> tuple[Tensor, ...]:
@@ -39,7 +42,8 @@ class World:
         if self.size == 1:
             return rows
         parts = [torch.empty_like(rows) for _ in range(self.size)]
-        dist.all_gather(parts, rows.contiguous())
+        with span(COLLECTIVE):
+            dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
     def sum_gradients_(self, model: torch.nn.Module) -> None:
@@ -48,7 +52,8 @@ class World:
         if self.size == 1 or not gradients:
             return
         flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat)
+        with span(COLLECTIVE):
+            dist.all_reduce(flat)
         for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(total.view_as(gradient))
 

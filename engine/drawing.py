@@ -6,9 +6,11 @@ Only matplotlib's object interface is used, so nothing needs a display and no st
 import os
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 _DPI = 120
 INK, FAINT, GRID = "#22262b", "#8a9099", "#e6e8eb"
@@ -17,7 +19,7 @@ COLOURS = (
 )  # fmt: skip
 
 
-def plain(axes: Axes) -> None:
+def plain_axes(axes: Axes) -> None:
     """A light grid behind the data and no frame."""
     axes.set_axisbelow(True)
     axes.grid(color=GRID, linewidth=0.8)
@@ -25,7 +27,7 @@ def plain(axes: Axes) -> None:
     axes.tick_params(which="both", colors=FAINT, labelcolor=INK, labelsize=9, length=0)
 
 
-def save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
     """Write under another name first, so that a reader never meets half a picture."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,3 +38,12 @@ def save(figure: Figure, path: str | Path) -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Average over a bell-shaped window of about a twentieth of the values, cut off at both ends."""
+    # Centred, because an average over the past alone lies above a falling curve.
+    window = np.hanning(2 * (len(values) // 40) + 3)
+    half = len(window) // 2
+    total, weight = (np.convolve(rows, window)[half : half + len(rows)] for rows in (values, np.ones_like(values)))
+    return total / weight

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .drawing import COLOURS, FAINT, GRID, INK, plain, save
+from .drawing import COLOURS, FAINT, GRID, INK, plain_axes, save_figure
 from .projection import Plane, principal_plane
 
 _BY_MODALITY = (COLOURS[0], COLOURS[1], FAINT)
@@ -44,12 +44,12 @@ def gap_curves(path: str | Path, curves: Mapping[str, Sequence[tuple[float, floa
         steps, gaps = zip(*points, strict=True)
         axes.plot(steps, gaps, color=COLOURS[index % len(COLOURS)], linewidth=2.2, marker="o", markersize=5, label=run)
     axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
-    plain(axes)
+    plain_axes(axes)
     axes.set_title(title, loc="left", color=INK, fontsize=13, fontweight="bold", pad=10)
     axes.set_xlabel("step", color=INK)
     axes.set_ylabel("‖mean audio − mean text‖", color=INK)
     figure.legend(frameon=False, fontsize=9, labelcolor=INK, loc="outside lower left")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def embedding_map(
@@ -104,7 +104,7 @@ def embedding_map(
     axes.set_title(title, loc="left", color=INK, fontsize=13, fontweight="bold", pad=10)
     axes.set_xlabel(plane.axes[0], color=INK)
     axes.set_ylabel(plane.axes[1], color=INK)
-    plain(axes)
+    plain_axes(axes)
     audio_ink, text_ink = (INK, INK) if labels is not None else _BY_MODALITY[:2]
     handles = [
         Line2D([], [], linestyle="", marker="o", color=audio_ink, markersize=6, label="audio"),
@@ -112,7 +112,7 @@ def embedding_map(
         *(Line2D([], [], linestyle="", marker="s", color=colour, label=name) for name, colour in colour_of.items()),
     ]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9, labelcolor=INK)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def confusion_matrix(
@@ -153,4 +153,4 @@ def confusion_matrix(
     bar.set_label("share of the class's clips", color=INK)
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=FAINT, labelcolor=INK, labelsize=8, length=2)
-    save(figure, path)
+    save_figure(figure, path)

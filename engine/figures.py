@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .drawing import COLOURS, FAINT, GRID, INK, plain, save
+from .drawing import COLOURS, FAINT, GRID, INK, plain_axes, save_figure, smoothed
 
 _LEARNING_RATE = "learning_rate"
 _MAX_TOKEN_BINS = 100
@@ -48,7 +48,7 @@ def loss_curves(path: str | Path, steps: Sequence[float], series: Mapping[str, S
         axes.tick_params(labelbottom=False)
     for index, (name, numbers) in enumerate(values.items()):
         colour, kept = COLOURS[index % len(COLOURS)], np.isfinite(numbers)
-        smooth = _smoothed(numbers[kept]) if kept.any() else numbers[kept]
+        smooth = smoothed(numbers[kept]) if kept.any() else numbers[kept]
         axes.plot(x[kept], numbers[kept], color=colour, linewidth=0.7, alpha=0.35)
         label = f"{name}  {smooth[-1]:.4g}" if kept.any() else f"{name}  (no finite value)"
         axes.plot(x[kept], smooth, color=colour, linewidth=2.2, solid_capstyle="round", label=label)
@@ -58,7 +58,7 @@ def loss_curves(path: str | Path, steps: Sequence[float], series: Mapping[str, S
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    plain(axes)
+    plain_axes(axes)
     axes.set_title(title, loc="left", color=INK, fontsize=13, fontweight="bold", pad=10)
     axes.set_ylabel("loss", color=INK)
     if values:
@@ -71,10 +71,10 @@ def loss_curves(path: str | Path, steps: Sequence[float], series: Mapping[str, S
         bottom.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
         bottom.yaxis.get_offset_text().set(fontsize=8, color=FAINT)
         bottom.set_ylabel("learning\nrate", color=INK)
-        plain(bottom)
+        plain_axes(bottom)
     bottom.set_xlabel("step", color=INK)
     bottom.margins(x=0.01)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def mel_reconstruction(
@@ -128,7 +128,7 @@ def mel_reconstruction(
     bar.set_label("log-mel", color=INK)
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=FAINT, labelcolor=INK, labelsize=8, length=2)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def corpus_histograms(path: str | Path, seconds: NDArray[np.floating], tokens: NDArray[np.integer]) -> None:
@@ -162,20 +162,11 @@ def corpus_histograms(path: str | Path, seconds: NDArray[np.floating], tokens: N
         panels[1].set(xlabel="tokens, <s> and </s> included", ylabel="captions")
         titles.append(f"{len(tokens)} captions, {tokens.mean():.1f} tokens on average")
     for axes, title in zip(panels, titles, strict=True):
-        plain(axes)
+        plain_axes(axes)
         axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
         axes.xaxis.label.set_color(INK)
         axes.yaxis.label.set_color(INK)
-    save(figure, path)
-
-
-def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Average over a bell-shaped window of about a twentieth of the values, cut off at both ends."""
-    # Centred, because an average over the past alone lies above a falling curve.
-    window = np.hanning(2 * (len(values) // 40) + 3)
-    half = len(window) // 2
-    total, weight = (np.convolve(rows, window)[half : half + len(rows)] for rows in (values, np.ones_like(values)))
-    return total / weight
+    save_figure(figure, path)
 
 
 def _band(hz: float) -> float:

@@ -11,11 +11,14 @@ from ..kernels.log_mel import num_patches
 from ..kernels.mae_decoder_input import interleave
 from ..kernels.patch_mask import MaskedPatches, keep_fraction
 from ..kernels.patch_mse import patch_mse
+from ..kernels.spans import span
 from ..models.audio_mae import AudioMAE
 from .config import MaeObjectiveConfig, MaeRunConfig
 from .distributed import World
 from .micro_batches import check_longest
 from .objective import Report, Setting, blocks_by_hand
+from .phases import BACKWARD, FORWARD, LOSS
+from .step_cost import recomputed_mae_flops
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,12 @@ class MaskedReconstruction:
         by_hand = blocks_by_hand(self.config.blocks, self.config.stash, world.device)
         stash = self.config.stash if by_hand else None
         losses: list[Tensor] = []
-        valid_tokens = flops = 0
+        valid_tokens = flops = again = 0
         for micro in inputs:
             masked = micro.patches
-            with self.setting.autocast():
+            with span(FORWARD), self.setting.autocast():
                 prediction, _ = model(masked.kept, masked.restore.positions, stash)
+            with span(LOSS), self.setting.autocast():
                 target = self._join(masked, masked.kept.values, masked.restore.values)
                 micro_loss = patch_mse(
                     prediction,
@@ -92,12 +96,14 @@ class MaskedReconstruction:
                     denominator,
                     unbiased=self.config.unbiased_variance,
                 )
-            micro_loss.backward()
+            with span(BACKWARD):
+                micro_loss.backward()
             losses.append(micro_loss.detach())
             visible, restore = micro.visible_lengths, micro.restore_lengths
             valid_tokens += int((2 * visible + restore).sum())
             flops += 3 * model.flops(visible, restore)
-        return Report({"loss": world.sum_(torch.stack(losses).sum())}, valid_tokens, flops)
+            again += recomputed_mae_flops(model, visible, visible + restore, stash)
+        return Report({"loss": world.sum_(torch.stack(losses).sum())}, valid_tokens, flops, again)
 
     def _join(self, masked: MaskedPatches, visible: Tensor, restore: Tensor) -> Tensor:
         return interleave(visible, restore, masked.kept.layout, masked.restore.layout)

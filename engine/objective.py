@@ -33,7 +33,11 @@ class Report:
 
     losses: dict[str, Tensor]
     valid_tokens: int
+    """Tokens that networks saw, padding left out; a patch that encoder and decoder both see counts twice."""
     model_flops: int
+    """Three times the forward pass's on valid tokens, as is usual; nothing that is computed twice."""
+    recomputed_flops: int
+    """What the backward pass computed again because it was not kept."""
 
 
 class Objective(Protocol):

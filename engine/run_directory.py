@@ -1,7 +1,8 @@
 """A run directory: what it holds, how it begins, and how it may be continued.
 
 ``run.json`` (stage, resolved configuration, data, versions), ``log.jsonl``, ``tensorboard/``, ``loss.png``,
-``checkpoints/``, and the newest checkpoint's model in the layout of :mod:`cacophony.models.model_directory`.
+``throughput.png``, ``checkpoints/``, and the newest checkpoint's model in the layout of
+:mod:`cacophony.models.model_directory`.
 """
 
 import os
@@ -33,6 +34,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "log_every_steps",
         "save_every_steps",
         "update.implementation",
+        "wandb",
     }
 )
 

@@ -62,28 +62,61 @@ def gradient_flops(model: nn.Module, config: RunConfigOfStage, patches: Tensor, 
 
 def _mae_flops(model: AudioMAE, config: MaeRunConfig, patches: Tensor) -> Flops:
     visible = keep_fraction(patches, 1.0 - config.objective.mask_ratio)
-    stash = config.objective.stash
-    again = _recomputed(model.encoder.blocks, visible, stash) + _recomputed(model.decoder.blocks, patches, stash)
+    stash = None if config.objective.blocks == "autograd" else config.objective.stash
+    again = recomputed_mae_flops(model, visible, patches, stash)
     return Flops(3 * model.flops(visible, patches - visible), again)
 
 
 def _contrastive_flops(model: AudioText, config: ContrastiveRunConfig, patches: Tensor, text_tokens: Tensor) -> Flops:
     patches = keep_at_most(patches, config.objective.max_patches)
-    stash = config.objective.stash
-    similarity = 8 * len(patches) * config.batch_size * model.config.projection_width
-    if stash == 0:
-        again = model.embedding_flops(patches, text_tokens)
-    else:
-        again = _recomputed(model.audio_encoder.blocks, patches, stash)
-        again += _recomputed(model.text_encoder.blocks, text_tokens, stash)
-    return Flops(3 * model.flops(patches, text_tokens) + similarity, again)
+    ranks = config.batch_size // max(len(patches), 1)
+    similarity = similarity_flops(len(patches), config.batch_size, ranks, model.config.projection_width)
+    by_hand = config.objective.blocks != "autograd"
+    again = recomputed_contrastive_flops(model, patches, text_tokens, config.objective.stash, by_hand)
+    return Flops(3 * model.flops(patches, text_tokens) + similarity.model, again + similarity.recomputed)
 
 
-def _recomputed(blocks: nn.ModuleList, lengths: Tensor, stash: Stash) -> int:
+def similarity_flops(clips: int, batch_size: int, ranks: int, width: int) -> Flops:
+    """FLOPs of a rank's share of InfoNCE and its gradients: ``clips`` of ``batch_size`` pairs, embeddings of ``width``.
+
+    The similarities are never kept (:mod:`cacophony.kernels.info_nce_ranks`): one rank computes them twice. One of
+    several, which exchange no gradients, computes those of its rows twice and those of its columns once.
+    """
+    product = 2 * clips * batch_size * width
+    return Flops(3 * product, (1 if ranks == 1 else 2) * product)
+
+
+def recomputed_mae_flops(model: AudioMAE, visible: Tensor, patches: Tensor, stash: Stash | None) -> int:
+    """FLOPs that stage 1's backward spends on computing again; int64 ``[b]`` patches seen by encoder and by decoder.
+
+    ``stash`` is None where autograd differentiates the blocks, which keeps everything.
+    """
+    if stash is None:
+        return 0
+    return _recomputed(model.encoder.blocks, visible, stash) + _recomputed(model.decoder.blocks, patches, stash)
+
+
+def recomputed_contrastive_flops(
+    model: AudioText, patches: Tensor, text_tokens: Tensor, stash: Stash, by_hand: bool
+) -> int:
+    """FLOPs that stage 2's backward spends on computing again; int64 ``[b]`` patches seen and caption tokens.
+
+    At stash 0 both towers run once more. Blocks ``by_hand`` keep what a micro-batch's decoder computes, but for the
+    keys and values of the patches.
+    """
+    again = model.embedding_flops(patches, text_tokens) if stash == 0 else 0
+    if by_hand:
+        again += _recomputed(model.audio_encoder.blocks, patches, stash or 10)
+        again += _recomputed(model.text_encoder.blocks, text_tokens, stash or 10)
+        again += _recomputed(model.caption_decoder.blocks, text_tokens, 10, patches)
+    return again
+
+
+def _recomputed(blocks: nn.ModuleList, lengths: Tensor, stash: Stash, context_lengths: Tensor | None = None) -> int:
     found = 0
     for block in blocks:
         assert isinstance(block, PreNormBlock | PostNormBlock)
-        found += recomputed_flops(block, lengths, stash)
+        found += recomputed_flops(block, lengths, stash, context_lengths)
     return found
 
 

@@ -1,11 +1,11 @@
-"""What a run says while it runs: JSON lines, TensorBoard, a progress line on the terminal, the loss-curve picture."""
+"""What a run says while it runs: JSON lines, TensorBoard, a progress line on the terminal, pictures of its curves."""
 
 import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,54 +14,93 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from ..data.audio import SAMPLE_RATE
+from ..data.batch import AudioTextBatch
+from .distributed import World
 from .figures import loss_curves
 from .gpus import peak_flops
+from .peak_memory import peak_memory
+from .phases import ASCENT, COLLECTIVE, STEP
+from .stopwatch import Stopwatch
+from .throughput_figure import SHARES, throughput_curves
+from .update import Outcome
+from .weights_and_biases import WandbRun
 
 LOG_FILE = "log.jsonl"
 
 _PLOTTED = ("loss", "contrastive", "captioning", "learning_rate")
+_THROUGHPUT = "clips_per_s"
 
 
 class Meter:
-    """Rates between two lines of the log: clips, valid tokens, model FLOPs and the share of time spent on data."""
+    """Rates between two lines of the log, over all ranks.
 
-    def __init__(self, device: torch.device, world_size: int) -> None:
-        self.peak = peak_flops(device)
-        self.world_size = world_size
+    ``clips_per_s``, ``audio_hours_per_s``: of the batches, each once, whatever SAM makes of them. ``tokens_per_s``:
+    valid tokens that the networks saw, and ``model_tflops_per_s``: model FLOPs on them, all gradients of a step
+    together; ``hardware_tflops_per_s`` adds what was computed again. ``mfu`` and ``hfu`` are these two over the
+    device's peak, where that is known. Shares of this rank's time: ``data_wait_share``, waiting for the loader;
+    ``communication_share``, computation waiting for other ranks. ``sam_share``: of the steps' time what SAM adds, its
+    first gradient and the perturbation; only where SAM is on.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.peak = peak_flops(world.device)
+        self.world = world
+        self.stopwatch = Stopwatch(world.device, (STEP, ASCENT, COLLECTIVE))
         self._clear(0.0)
 
     def _clear(self, loader_wait: float) -> None:
         self.started = time.perf_counter()
         self.wait_before = loader_wait
-        self.clips = self.tokens = self.flops = 0
+        self.clips = self.samples = self.tokens = self.flops = self.recomputed = 0
 
-    def add(self, clips: int, valid_tokens: int, model_flops: int) -> None:
+    def add(self, batch: AudioTextBatch, outcome: Outcome) -> None:
         """Count one step of this rank."""
-        self.clips += clips
-        self.tokens += valid_tokens
-        self.flops += model_flops
+        self.clips += batch.num_clips
+        self.samples += int(batch.wave_offsets[-1])
+        self.tokens += outcome.valid_tokens
+        self.flops += outcome.model_flops
+        self.recomputed += outcome.recomputed_flops
+
+    def restart(self) -> None:
+        """Leave the time since the last line out of the next one's rates: no step was made in it."""
+        self.started = time.perf_counter()
 
     def rates(self, loader_wait: float) -> dict[str, float]:
-        """Return the rates of all ranks since the last call; ``loader_wait`` is the loader's total wait in seconds."""
+        """Return what was measured since the last call, to be called on every rank at the same step; waits for all.
+
+        ``loader_wait`` is the loader's total wait in seconds.
+        """
+        counts = self.world.total(self.clips, self.samples, self.tokens, self.flops, self.recomputed)
+        clips, samples, tokens, flops, recomputed = torch.stack(counts).tolist()
+        spans = self.stopwatch.read()
         seconds = max(time.perf_counter() - self.started, 1e-9)
         rates = {
-            "clips_per_s": self.clips * self.world_size / seconds,
-            "tokens_per_s": self.tokens * self.world_size / seconds,
-            "model_tflops_per_s": self.flops * self.world_size / seconds / 1e12,
+            "clips_per_s": clips / seconds,
+            "audio_hours_per_s": samples / SAMPLE_RATE / 3600 / seconds,
+            "tokens_per_s": tokens / seconds,
+            "model_tflops_per_s": flops / seconds / 1e12,
+            "hardware_tflops_per_s": (flops + recomputed) / seconds / 1e12,
             "data_wait_share": min((loader_wait - self.wait_before) / seconds, 1.0),
+            "communication_share": min(spans[COLLECTIVE] / seconds, 1.0),
         }
         if self.peak:
-            rates["mfu"] = self.flops / seconds / self.peak
+            peak = self.peak * self.world.size
+            rates |= {"mfu": flops / seconds / peak, "hfu": (flops + recomputed) / seconds / peak}
+        if spans[ASCENT]:
+            rates["sam_share"] = spans[ASCENT] / spans[STEP]
         self._clear(loader_wait)
-        return rates
+        return rates | peak_memory(self.world.device)
 
 
 class RunLog:
     """Writes a run's log; continuing a run drops what was logged after the checkpoint it continues from."""
 
-    def __init__(self, run: Path, title: str, steps: int, first_step: int) -> None:
+    def __init__(self, run: Path, title: str, steps: int, first_step: int, wandb_run: WandbRun | None = None) -> None:
         self.path = run / LOG_FILE
         self.picture = run / "loss.png"
+        self.throughput_picture = run / "throughput.png"
+        self.wandb_run = wandb_run
         self.title = title
         self.records = [r for r in read_log(run) if r["step"] <= first_step] if first_step else []
         _replace_lines(self.path, self.records)
@@ -98,21 +137,28 @@ class RunLog:
         for name, value in line.items():
             if name != "step" and value is not None:
                 self.board.add_scalar(name, value, record["step"])
+        if self.wandb_run is not None:
+            self.wandb_run.log({name: line[name] for name in line if name != "step"}, step=int(record["step"]))
         self.progress.update(self.task, note=note)
         if not self.console.is_terminal:
             self.say(f"{self.title} step {record['step']}: {note}")
 
     def draw(self) -> None:
-        """Draw the loss curves so far, if there is anything new."""
+        """Draw the curves so far, if there is anything new."""
         if len(self.records) == self.drawn:
             return
-        series = {
-            name: [math.nan if r[name] is None else r[name] for r in self.records]
-            for name in _PLOTTED
-            if name in self.records[0]
-        }
-        loss_curves(self.picture, [r["step"] for r in self.records], series, self.title)
+        steps = [r["step"] for r in self.records]
+        loss_curves(self.picture, steps, self._series(_PLOTTED), self.title)
+        throughput_curves(self.throughput_picture, steps, self._series((_THROUGHPUT, *SHARES)), self.title)
         self.drawn = len(self.records)
+
+    def _series(self, names: Sequence[str]) -> dict[str, list[float]]:
+        """Return the values of those ``names`` that any line has, NaN where one has none."""
+        return {
+            name: [math.nan if r.get(name) is None else r[name] for r in self.records]
+            for name in names
+            if any(name in r for r in self.records)
+        }
 
     def __enter__(self) -> "RunLog":
         """Show the progress bar."""
@@ -125,6 +171,8 @@ class RunLog:
         with contextlib.ExitStack() as cleanup:
             if kind is not None:
                 cleanup.enter_context(contextlib.suppress(OSError))
+            if self.wandb_run is not None:
+                cleanup.callback(self.wandb_run.finish)
             cleanup.callback(self.board.close)
             cleanup.callback(self.file.close)
             self.draw()
@@ -154,6 +202,9 @@ def _note(record: Mapping[str, float]) -> str:
     if "mfu" in record:
         parts.append(f"MFU {record['mfu']:.1%}")
     parts.append(f"data wait {record['data_wait_share']:.0%}")
+    for name, share in (("communication", "communication_share"), ("SAM", "sam_share")):
+        if record.get(share):
+            parts.append(f"{name} {record[share]:.0%}")
     if record["skipped_steps"]:
         parts.append(f"{record['skipped_steps']} skipped")
     return ", ".join(parts)

@@ -17,6 +17,8 @@ from ..data.shards import Shards
 from ..data.tokens import TOKENIZER_FILE, CaptionTokenizer, resolve_tokenizer
 from ..errors import InputError, RunError
 from ..kernels import backend
+from ..kernels.spans import listening, span
+from ..models.config_io import to_dict
 from ..models.model_directory import MODEL_FILE, write_config, write_processor
 from ..models.weights import load_tensors
 from .build import AnyUpdater, Config, build_model, build_objective, build_updater
@@ -33,6 +35,8 @@ from .config import ContrastiveRunConfig, MaeRunConfig, Stage
 from .distributed import World, join_world
 from .initialisation import initialise, tokenizer_spec, write_report
 from .objective import Objective, Report
+from .peak_memory import compare_with_plan
+from .phases import PREPARE, STEP
 from .run_directory import (
     RunRecord,
     check_new,
@@ -46,6 +50,7 @@ from .skip_watch import SkipWatch
 from .stop_request import StopRequest
 from .telemetry import Meter, RunLog
 from .update import Counters, Outcome
+from .weights_and_biases import check_wandb, start_wandb
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ def train(
     continues what is in ``out``, or starts where nothing is. Raises InputError before anything is written where the
     input is wrong, RunError where the gradient stays non-finite.
     """
+    check_wandb(config.wandb)
     record = read_record(out) if resume and is_run(out) else None
     if record is not None:
         check_resumable(out, record, stage, config, init)
@@ -99,8 +105,7 @@ def _train(
     tokenizer, tokenizer_note = _tokenizer(config, shards, init, out if continued else None)
     with contextlib.ExitStack() as cleanup:
         decoder, loader_note = choose_decoder(config.data.loader, world.device.type, config.data.workers)
-        loader_config = _loader_config(config, world.device)
-        loader = Loader(shards, loader_config, tokenizer, world.rank, world.size, decoder)
+        loader = Loader(shards, loader_config(config, world.device), tokenizer, world.rank, world.size, decoder)
         cleanup.callback(loader.close)
         objective = build_objective(config, world)
         model = build_model(config)
@@ -121,8 +126,10 @@ def _train(
                 tokenizer.save(out)
                 write_processor(out, config.data.max_text_tokens)
         world.barrier()
-        log = cleanup.enter_context(RunLog(out, stage, config.steps, first_step)) if world.is_main else None
-        if log:
+        log = None
+        if world.is_main:
+            wandb_run = start_wandb(config.wandb, out, continued, to_dict(config)) if config.wandb else None
+            log = cleanup.enter_context(RunLog(out, stage, config.steps, first_step, wandb_run))
             notes = [loader_note, tokenizer_note, *(origin.summary(origins) for origin in origins)]
             _introduce(log, config, model, world, notes, first_step)
         finished = _loop(config, objective, shards, loader, updater, out, first_step, world, log)
@@ -159,18 +166,21 @@ def _loop(
         world.barrier()
 
     saved_step = first_step
-    meter = Meter(world.device, world.size)
+    compared = False
+    meter = Meter(world)
     watch = SkipWatch(config.update.max_skipped_in_a_row)
-    with StopRequest() as stop:
+    with StopRequest() as stop, listening(meter.stopwatch.span):
         for step in range(first_step, config.steps):
             loaded = next(loader)
             report, outcome = make_step(updater, objective, loaded.to(world.device), step, config)
             watch.add(step, outcome.skipped_in_a_row, loaded.sample_index)
             done = step + 1
-            meter.add(loaded.num_clips, outcome.valid_tokens, outcome.model_flops)
+            meter.add(loaded, outcome)
             if log:
                 log.advance(done)
-                if done % config.log_every_steps == 0 or done == config.steps:
+            if done % config.log_every_steps == 0 or done == config.steps:
+                rates = meter.rates(loader.wait_seconds)
+                if log:
                     line = {name: float(value) for name, value in report.losses.items()}
                     if outcome.sam_loss is not None:
                         line["sam_loss"] = float(outcome.sam_loss)
@@ -179,7 +189,11 @@ def _loop(
                         "gradient_norm": float(outcome.gradient_norm),
                         "skipped_steps": updater.counters.skipped,
                     }
-                    log.record({"step": done} | line | meter.rates(loader.wait_seconds))
+                    log.record({"step": done} | line | rates)
+                    if not compared:
+                        log.say(compare_with_plan(config, loaded, world))
+                        compared = True
+                        meter.restart()
             # Counts reach the ranks at different times, and all must leave at the same step.
             tripped, stopping = world.any_of(watch.tripped(), stop.received is not None)
             if tripped:
@@ -202,7 +216,8 @@ def _not_finite(watch: SkipWatch, out: Path, shards: Shards, world: World, saved
     )
 
 
-def _loader_config(config: Config, device: torch.device) -> LoaderConfig:
+def loader_config(config: Config, device: torch.device) -> LoaderConfig:
+    """Return how a run's clips become batches."""
     text = config.data if isinstance(config, ContrastiveRunConfig) else None
     return LoaderConfig(
         batch_size=config.batch_size,
@@ -222,17 +237,21 @@ def make_step(
     updater: AnyUpdater, objective: Objective, batch: AudioTextBatch, step: int, config: Config
 ) -> tuple[Report, Outcome]:
     """Make a step; SAM's ascent on a part of the batch draws for its clips what the whole batch draws for them."""
-    inputs = objective.prepare(batch, step)
     ascending = math.ceil(config.update.ascent_fraction * batch.num_clips)
 
     def ascent() -> Report:
-        return objective.backward(updater.model, objective.prepare(batch.select(0, ascending), step))
+        with span(PREPARE):
+            inputs = objective.prepare(batch.select(0, ascending), step)
+        return objective.backward(updater.model, inputs)
 
-    return updater.update(
-        step,
-        lambda: objective.backward(updater.model, inputs),
-        ascent if ascending < batch.num_clips else None,
-    )
+    with span(STEP):
+        with span(PREPARE):
+            inputs = objective.prepare(batch, step)
+        return updater.update(
+            step,
+            lambda: objective.backward(updater.model, inputs),
+            ascent if ascending < batch.num_clips else None,
+        )
 
 
 def _tokenizer(

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from ..kernels.adamw import SKIPPED, SKIPPED_IN_A_ROW, STEPS, adamw_
 from ..kernels.sam import gradient_norm, sam_perturb_
+from ..kernels.spans import span
 from ..models.layers import Table
 from .arena import Arena, ParameterGroup
 from .config import UpdateConfig
 from .distributed import World
 from .objective import Report
+from .phases import ASCENT, UPDATE
 from .schedule import learning_rate, schedule_table
 
 
@@ -46,6 +48,11 @@ class Outcome:
     def model_flops(self) -> int:
         """Model FLOPs of all gradients together."""
         return sum(report.model_flops for report in self.reports)
+
+    @property
+    def recomputed_flops(self) -> int:
+        """FLOPs spent on computing again, all gradients together."""
+        return sum(report.recomputed_flops for report in self.reports)
 
     @property
     def skipped(self) -> bool:
@@ -99,24 +106,29 @@ class Updater:
         with_sam = config.rho > 0.0 and step % config.sam_every == 0
         try:
             if with_sam and config.ascent == "momentum":
-                self._perturb(arena.exp_avg, gradient_norm(arena.exp_avg))
+                with span(ASCENT), span(UPDATE):
+                    self._perturb(arena.exp_avg, gradient_norm(arena.exp_avg))
             elif with_sam:
-                reports.append((ascent or gradient)())
-                ascent_norm = self._ascend()
+                with span(ASCENT):
+                    reports.append((ascent or gradient)())
+                    with span(UPDATE):
+                        ascent_norm = self._ascend()
             reports.append(gradient())
-            norm = self._norm()
+            with span(UPDATE):
+                norm = self._norm()
         except BaseException:
             arena.restore_copy()
             arena.gradient.zero_()
             raise
-        adamw_(
-            *(arena.master, arena.exp_avg, arena.exp_avg_sq, arena.gradient, arena.narrow, arena.wide),
-            *(arena.groups, arena.table, norm, ascent_norm, arena.counts, self._schedule),
-            beta1=config.beta1,
-            beta2=config.beta2,
-            eps=config.eps,
-            clip_norm=config.clip_norm,
-        )
+        with span(UPDATE):
+            adamw_(
+                *(arena.master, arena.exp_avg, arena.exp_avg_sq, arena.gradient, arena.narrow, arena.wide),
+                *(arena.groups, arena.table, norm, ascent_norm, arena.counts, self._schedule),
+                beta1=config.beta1,
+                beta2=config.beta2,
+                eps=config.eps,
+                clip_norm=config.clip_norm,
+            )
         rate = learning_rate(step, self.steps, config)
         in_a_row = arena.counts[SKIPPED_IN_A_ROW].clone()
         sam_loss = reports[-1].losses["loss"] if with_sam else None

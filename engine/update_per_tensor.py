@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..kernels.spans import span
 from ..models.tensor_shapes import check_tensors, load_into
 from .config import UpdateConfig
 from .distributed import World
 from .objective import Report
+from .phases import ASCENT, UPDATE
 from .schedule import learning_rate
 from .update import Counters, Outcome, alone
 
@@ -35,16 +37,17 @@ def perturbed(model: nn.Module, rho: float, norm: Tensor) -> Iterator[None]:
     ``norm`` is ‖g‖ over all parameters and more than 0. The gradients are cleared for the body to fill.
     """
     moved = [p for p in model.parameters() if p.grad is not None]
-    saved = [p.detach().clone() for p in moved]
+    with span(ASCENT), span(UPDATE):
+        saved = [p.detach().clone() for p in moved]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), span(ASCENT), span(UPDATE):
             for parameter in moved:
                 assert parameter.grad is not None
                 parameter.add_(parameter.grad * (rho / norm))
         model.zero_grad(set_to_none=True)
         yield
     finally:
-        with torch.no_grad():
+        with torch.no_grad(), span(ASCENT), span(UPDATE):
             for parameter, old in zip(moved, saved, strict=True):
                 parameter.copy_(old)
 
@@ -74,18 +77,24 @@ class PerTensorUpdater:
         """
         rate = learning_rate(step, self.steps, self.config)
         self.model.zero_grad(set_to_none=True)
-        reports, norm = [(ascent or gradient)()], self._norm()
-        norm_value = float(norm)
+        # Without SAM the first gradient is the only one.
+        with span(ASCENT) if self.config.rho > 0.0 else contextlib.nullcontext():
+            reports = [(ascent or gradient)()]
+            with span(UPDATE):
+                norm = self._norm()
+                norm_value = float(norm)
         finite = math.isfinite(norm_value)
         if finite and self.config.rho > 0.0 and norm_value > 0.0:
             with perturbed(self.model, self.config.rho, norm):
                 reports.append(gradient())
-            finite = math.isfinite(float(self._norm()))
-        if finite:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-        self.model.zero_grad(set_to_none=True)
+            with span(UPDATE):
+                finite = math.isfinite(float(self._norm()))
+        with span(UPDATE):
+            if finite:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                self.optimizer.step()
+            self.model.zero_grad(set_to_none=True)
         self.counters.skipped += not finite
         self.counters.skipped_in_a_row = 0 if finite else self.counters.skipped_in_a_row + 1
         in_a_row = torch.tensor(self.counters.skipped_in_a_row)

@@ -20,6 +20,7 @@ from .attention_reference import attention_bwd_reference, attention_reference
 from .checks import check_device, check_dtype, check_shape
 from .dropout import DropoutKey
 from .layout import Layout, Packed, Padded, padded_layout
+from .spans import step_of
 from .spec import Case, Inputs, MakeInputs, Spec, Work, draw_normal
 
 
@@ -75,6 +76,7 @@ def attention(
     return _dispatch(query, key, value, query_layout, key_layout, causal=causal, dropout=dropout)
 
 
+@step_of("attention")
 @torch.no_grad()
 def attention_fwd(
     query: Tensor,
@@ -102,6 +104,7 @@ def attention_fwd(
     return out, AttentionSaved(provider, lse)
 
 
+@step_of("attention")
 @torch.no_grad()
 def attention_bwd(
     d_out: Tensor,

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 
 from ..errors import InputError
+from .spans import OpCall, op_listener
 from .triton_runtime import HAS_TRITON, INTERPRETING
 
 Backend = Literal["auto", "fused", "reference"]
@@ -84,7 +85,11 @@ def register(
         choice = choose(name, first.device)
         if choice.implementation is None:
             raise InputError(f"{choice.op}: {choice.reason}")
-        return choice.implementation(first, *args, **kwargs)
+        opens = op_listener()
+        if opens is None:
+            return choice.implementation(first, *args, **kwargs)
+        with opens(OpCall(name, (first, *args), kwargs)):
+            return choice.implementation(first, *args, **kwargs)
 
     return dispatch
 
@@ -169,6 +174,11 @@ def choose(name: str, device: torch.device) -> Choice:
         reason = f"backend fused was asked for, but there is {lack} of {name} on {device.type}{why}"
         return Choice(name, "refused", reason)
     return Choice(name, "reference", f"{lack} on {device.type}{why}", op.reference)
+
+
+def reference_of(name: str) -> Callable[..., Any]:
+    """Return the reference of op ``name``, as its dispatch calls it."""
+    return _ops[name].reference
 
 
 def choices(device: torch.device) -> list[Choice]:

@@ -25,6 +25,7 @@ from .linear_steps import (
     product,
 )
 from .products import add_product_
+from .spans import step_of
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Normed:
     rstd: Tensor
 
 
+@step_of("add_layer_norm")
 def norm_forward(
     x: Tensor | None,
     residual: Tensor,
@@ -73,6 +75,7 @@ def norm_forward(
     return Normed(normed.to(h.dtype), h, mean, rstd)
 
 
+@step_of("add_layer_norm")
 def norm_backward(
     d_normed: Tensor,
     d_h: Tensor | None,
@@ -115,6 +118,7 @@ def norm_backward(
     return d_x, d_residual
 
 
+@step_of("linear")
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return x @ weight.T + bias in ``x``'s dtype: ``x`` ``[..., K]``, ``weight`` ``[N, K]``, ``bias`` ``[N]``."""
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
@@ -123,6 +127,7 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return product(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], weight.shape[0])
 
 
+@step_of("linear")
 def linear_add_forward(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor | None:
     """Return residual + x @ weight.T + bias where one kernel computes it, else None: the next norm adds for less."""
     if not _is_fused("linear", x):
@@ -132,6 +137,7 @@ def linear_add_forward(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor
     return None if out is None else out.view(residual.shape)
 
 
+@step_of("linear")
 def linear_activation_forward(
     x: Tensor, weight: Tensor, bias: Tensor, kind: Activation, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -145,6 +151,7 @@ def linear_activation_forward(
     return out.view(shape), None if pre is None else pre.view(shape)
 
 
+@step_of("linear")
 def linear_input_gradient(d_y: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
     """Return d_y @ weight, the gradient of what a linear map read, added to ``residual`` where there is one."""
     weight = weight.to(d_y.dtype)
@@ -155,6 +162,7 @@ def linear_input_gradient(d_y: Tensor, weight: Tensor, residual: Tensor | None =
     return d_x if residual is None else residual + d_x
 
 
+@step_of("linear")
 def linear_activation_input_gradient(
     d_y: Tensor, weight: Tensor, pre: Tensor, kind: Activation
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,6 +177,7 @@ def linear_activation_input_gradient(
     return d_pre.view(pre.shape), value.view(pre.shape), sums
 
 
+@step_of("linear")
 def linear_parameter_gradients(d_y: Tensor, x: Tensor, d_weight: Tensor, d_bias: Tensor) -> None:
     """d_weight += d_yᵀ @ x and d_bias += Σ d_y, products of bf16 summed in the buffer's dtype."""
     linear_weight_gradient(d_y, x, d_weight)
@@ -176,6 +185,7 @@ def linear_parameter_gradients(d_y: Tensor, x: Tensor, d_weight: Tensor, d_bias:
     d_bias += bias_gradient(rows, d_bias.dtype) if _is_fused("linear", rows) else rows.sum(0, dtype=d_bias.dtype)
 
 
+@step_of("linear")
 def linear_weight_gradient(d_y: Tensor, x: Tensor, d_weight: Tensor) -> None:
     """d_weight += d_yᵀ @ x, products of bf16 summed in the buffer's dtype."""
     rows, x_rows = d_y.flatten(0, -2), x.flatten(0, -2)

@@ -22,6 +22,7 @@ from .caption_loss_triton import caption_loss_accumulate_op, chunk_tokens
 from .checks import check_device, check_dtype, check_shape
 from .gradient_scale import scale_gradient_op
 from .precision import at_least_float32, autocast, autocast_dtype
+from .spans import step_of
 from .spec import Case, Inputs, MakeInputs, Spec, Work, draw_normal
 
 _PRODUCTS = (torch.float32, torch.bfloat16)
@@ -88,6 +89,7 @@ def caption_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, 
     return _dispatch(hidden, weight, bias, targets, token_weights)
 
 
+@step_of("caption_loss", arguments=5)
 def caption_loss_and_gradients(
     hidden: Tensor,
     weight: Tensor,

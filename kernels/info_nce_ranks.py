@@ -16,6 +16,7 @@ from . import backend
 from .info_nce import Precision, check_arguments, info_nce_loss, kernel_operands, log_odds, rounded
 from .info_nce_ops import info_nce_gradients_op, info_nce_pairs_op, info_nce_wrong_op
 from .precision import at_least_float32, autocast
+from .spans import step_of
 
 Gather = Callable[[Tensor], Tensor]
 """Concatenates every rank's tensor ``[n, ...]``, of the same shape everywhere, in rank order."""
@@ -35,6 +36,7 @@ class LossAndGradients:
     d_logit_scale: Tensor
 
 
+@step_of("info_nce", arguments=3)
 def info_nce_across_ranks(
     audio: Tensor,
     text: Tensor,

@@ -218,7 +218,8 @@ def _backward_work(inputs: Inputs) -> Work:
     normed_bytes = stream.numel() * (inputs["dtype"] or stream.dtype).itemsize
     if residual is None:
         return Work(bytes=normed_bytes + 2 * x.nbytes)
-    shared = inputs["dropout_key"].rate == 0.0 and x.dtype == residual.dtype
+    key = inputs["dropout_key"]
+    shared = (key is None or key.rate == 0.0) and x.dtype == residual.dtype
     return Work(bytes=normed_bytes + 3 * residual.nbytes + (0 if shared else x.nbytes))
 
 

@@ -62,6 +62,14 @@ BLOCK = {
     "peak_bytes": 3_000_000_000,
     "passes": {name: PASS | {"tflop_per_s": 7.0} for name in ("forward", "backward", "both")},
 }
+PROFILE = {
+    "seconds": 0.1,
+    "profiled_seconds": 0.2,
+    "on_device": False,
+    "cells": [{"phase": "forward", "op": "layer_norm", "seconds": 0.2, "calls": 7}],
+    "work": [{"phase": "forward", "op": "layer_norm", "bytes": 10_000_000_000, "flops": 0}],
+    "files": [],
+}
 DATA = {
     "clip_seconds": 10.0,
     "rows": [
@@ -126,6 +134,12 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         assert roofs == ROOFS
         return Outcome("ok", None, [BLOCK])
 
+    def run_profile(plan: Plan, seconds: float, stage: str) -> Outcome:
+        given[f"profile {stage}"] = seconds
+        return Outcome("ok", None, [PROFILE | {"stage": stage, "path": path} for path in ("reference", "fused")])
+
+    monkeypatch.setattr(everything, "run_profile", run_profile)
+
     def run_updates(plan: Plan, seconds: float, roofs: Any) -> Outcome:
         given["updates"] = seconds
         assert roofs == ROOFS
@@ -147,11 +161,11 @@ def test_a_failing_part_is_reported_and_the_rest_runs(
 ) -> None:
     file = tmp_path / "results.json"
     assert bench_all(file, quick=True, device="cpu") == 1
-    assert list(parts) == ["kernels", "blocks", "mae", "contrastive", "updates"]
+    assert list(parts) == ["kernels", "blocks", "mae", "contrastive", "updates", "profile mae", "profile contrastive"]
     figures = json.loads(file.read_text())
     assert set(figures) == {
         *("machine", "settings", "parts", "tests", "roofs", "kernels", "blocks", "steps", "step_ratios"),
-        *("data", "updates", "update_ratios"),
+        *("data", "updates", "update_ratios", "profiles"),
     }
     assert {name: part["status"] for name, part in figures["parts"].items()} == {
         "roofs": "ok",
@@ -160,6 +174,8 @@ def test_a_failing_part_is_reported_and_the_rest_runs(
         "blocks": "ok",
         "steps_mae": "ok",
         "steps_contrastive": "ok",
+        "profile_mae": "ok",
+        "profile_contrastive": "ok",
         "data": "ok",
         "updates": "ok",
     }
@@ -191,6 +207,8 @@ def test_the_report_is_drawn_again_from_the_file(
         r"layer_norm +\| odd +\| float32 +\| reference +\| both +\| 1\.0000 +\| 0\.9000-1\.1000 +\| 50 ", first
     )
     assert CUT in first
+    assert "## A step of stage contrastive" in first
+    assert re.search(r"forward +[|] all +[|] +[|] +[|] 200\.000 +[|] 100\.0% +[|] 7 ", first)
     assert "- clips/s of fused over gradcache: 2.5, goal at least 2.5" in first
     assert "- SAM + AdamW, time over copying: 3, goal at most 1.2: MISSED" in first
     assert re.search(r"paper_stage2 +\| b200 +\| 1500 +\| 3\.0 ", first)
@@ -295,22 +313,24 @@ runpy.run_path({str(ROOT / "bench" / "from_checkout.py")!r}, run_name="__main__"
 
 
 def test_round_the_front_door_nothing_but_torch_triton_and_numpy_is_needed(tmp_path: Path) -> None:
-    """A row of the kernel bench and a step of a stage."""
+    """A row of the kernel bench, a step of a stage, and its profile."""
     kernels = {"ops": ["layer_norm"], "cases": ["odd"], "providers": ["reference"], "rounds": 1, "seconds": 0.001}
     variant = {"provider": "reference", "layout": "packed"}
     code = f"""
 import io, json, sys
-from cacophony.bench import __main__, kernels, roofline, steps
+from cacophony.bench import __main__, kernels, profile, roofline, steps
 for module, asked in (
     (kernels, {{"roofs": None, "settings": {kernels!r}}}),
     (steps, {{"stages": ["mae"], "clips": 1, "rounds": 1, "variants": [{variant!r}]}}),
+    (profile, {{"stage": "mae", "paths": ["fused"], "clips": 1, "rounds": 1}}),
 ):
     sys.stdin = io.StringIO(json.dumps(asked))
     assert module.main() == 0
 """
-    kernel, step, *_ = with_few_packages("timeit", "-n1", "-r1", code, cwd=tmp_path)
+    kernel, step, profiled, *_ = with_few_packages("timeit", "-n1", "-r1", code, cwd=tmp_path)
     assert json.loads(kernel)["passes"]["both"]["timing"]["samples"] >= 5
     assert json.loads(step)["timing"]["rounds"] == 1
+    assert json.loads(profiled)["path"] == "fused"
 
 
 def test_the_tests_of_the_ops_need_pytest_alone(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_what_lies_between_parameters_stays_zero():
         for parameter in model.parameters():
             assert parameter.grad is not None
             parameter.grad += 1.0
-        return Report({"loss": torch.zeros(())}, 0, 0)
+        return Report({"loss": torch.zeros(())}, 0, 0, 0)
 
     for step in range(3):
         updater.update(step, gradient)

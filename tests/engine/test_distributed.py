@@ -77,6 +77,8 @@ def test_two_ranks_train_the_run_of_one(
 
     one, two = read_log(alone), read_log(shared)
     assert [line["step"] for line in two] == [line["step"] for line in one] == list(range(1, 7))
+    assert all(line["communication_share"] == 0.0 for line in one)
+    assert all(0.0 < line["communication_share"] < 1.0 for line in two)
     for name in ("loss", "gradient_norm", "learning_rate", *(("sam_loss",) if stage == "contrastive" else ())):
         assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=3e-6), name
     expected = load_tensors(latest_checkpoint(alone) / "model.safetensors")

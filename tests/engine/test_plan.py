@@ -41,7 +41,7 @@ def test_more_memory_recomputes_less():
     assert stashes == sorted(stashes)
     assert len(set(stashes)) > 2
     assert shares == sorted(shares, reverse=True)
-    assert shares[-1] == 0.0
+    assert shares[-1] < 0.02  # the decoder's keys and values of the patches, which nothing keeps
 
 
 def test_a_micro_batch_is_no_larger_than_of_use():
@@ -98,7 +98,7 @@ def test_flops_are_those_of_the_paper_sized_networks():
     assert plan is not None
     a_clip = plan.flops.model / 3 / 512
     assert 105e9 < a_clip < 115e9
-    seconds = 2 * plan.flops.model / (989e12 * plan.machine.efficiency)
+    seconds = 2 * (plan.flops.model + plan.flops.recomputed) / (989e12 * plan.machine.efficiency)
     assert plan.compute_seconds == pytest.approx(seconds)
     assert plan.step_seconds == plan.compute_seconds + plan.update_seconds + plan.transfer_seconds
     assert plan.days == plan.step_seconds * 300_000 / 86_400

@@ -78,10 +78,10 @@ def content(run: Path) -> dict[str, bytes]:
 
 
 def results(run: Path) -> list[dict[str, float]]:
-    """The log without what depends on the clock."""
-    clock = {"clips_per_s", "tokens_per_s", "model_tflops_per_s", "data_wait_share"}
+    """The log without what depends on the clock or the process."""
+    measured = ("_per_s", "_share", "_bytes")
     lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name not in clock} for line in lines]
+    return [{name: value for name, value in json.loads(line).items() if not name.endswith(measured)} for line in lines]
 
 
 def assert_same_run(run: Path, uninterrupted: Path):

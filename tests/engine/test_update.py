@@ -47,7 +47,7 @@ def gradient_of(model: nn.Module, calls: list[list[Tensor]] | None = None) -> Gr
             calls.append([p.detach().clone() for p in model.parameters()])
         loss = loss_of(model)
         loss.backward()
-        return Report({"loss": loss.detach()}, 0, 0)
+        return Report({"loss": loss.detach()}, 0, 0, 0)
 
     return gradient
 
@@ -185,7 +185,7 @@ def test_a_zero_gradient_is_a_step_of_decay_alone(make: Make):
 
     def gradient() -> Report:
         (0.0 * loss_of(model)).backward()
-        return Report({"loss": torch.zeros(())}, 0, 0)
+        return Report({"loss": torch.zeros(())}, 0, 0, 0)
 
     _, outcome = make(model, CONFIG, STEPS).update(0, gradient)
     assert not outcome.skipped

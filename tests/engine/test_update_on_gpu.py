@@ -29,7 +29,7 @@ def built(config: UpdateConfig = CONFIG) -> tuple[Updater, Callable[[], Report],
             y = model(x)
         loss = (y.float() - x.square()).square().mean()
         loss.backward()
-        return Report({"loss": loss.detach()}, 0, 0)
+        return Report({"loss": loss.detach()}, 0, 0, 0)
 
     assert choose("adamw", x.device).path == "fused"
     return updater, gradient, x

@@ -36,7 +36,7 @@ class Bowl(nn.Module):
         self.places.append(self.w.detach().clone())
         loss = 0.5 * (self.w + self.shift).square().sum()
         loss.backward()
-        return Report({"loss": loss.detach()}, 1, 10)
+        return Report({"loss": loss.detach()}, 1, 10, 0)
 
 
 class OneOfTwo(World):
@@ -84,7 +84,7 @@ def test_who_does_not_decay(no_decay: Any):
             parameter.add_(1.0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     updater = Updater(model, replace(CONFIG, rho=0.0, weight_decay=0.5, no_decay=no_decay), STEPS)
-    updater.update(0, lambda: Report({"loss": torch.zeros(())}, 0, 0))
+    updater.update(0, lambda: Report({"loss": torch.zeros(())}, 0, 0, 0))
     exempt = {
         "none": set(),
         "vectors": {"0.bias", "1.weight", "1.bias", "3.weight"},
@@ -162,7 +162,7 @@ def test_another_gradient_may_be_followed_than_is_applied():
 
     def ascent() -> Report:
         bowl.w.backward(aside)
-        return Report({"loss": torch.tensor(7.0)}, 3, 30)
+        return Report({"loss": torch.tensor(7.0)}, 3, 30, 0)
 
     report, outcome = updater.update(0, bowl.gradient, ascent)
     torch.testing.assert_close(bowl.places[0], torch.tensor([3.0, -4.0 + RHO], dtype=torch.float64), rtol=1e-6, atol=0)
