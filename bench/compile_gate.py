@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..kernels.accuracy import named_tensors
-from ..kernels.backend import choose, use_backend
+from ..kernels.backend import choose, needs_triton, use_backend
 from ..kernels.spec import Case, Spec
 from ..kernels.specs import SPECS
 from ..kernels.triton_runtime import HAS_TRITON, INTERPRETING, Launch, record_launches
@@ -190,7 +190,7 @@ def markdown_table(kernels: Sequence[CompiledKernel]) -> str:
 
 def _fused_paper_cases() -> Iterator[tuple[Spec, Case]]:
     with use_backend("fused"):
-        fused = [spec for spec in SPECS if choose(spec.name, _META).path == "fused"]
+        fused = [s for s in SPECS if needs_triton(s.name) and choose(s.name, _META).path == "fused"]
     for spec in fused:
         of_op = (spec, *spec.variant_specs().values())
         yield from ((one, case) for one in of_op for case in spec.cases if case.paper)

@@ -181,6 +181,11 @@ def reference_of(name: str) -> Callable[..., Any]:
     return _ops[name].reference
 
 
+def needs_triton(name: str) -> bool:
+    """Whether the fused implementations of op ``name`` are kernels in Triton."""
+    return _ops[name].needs_triton
+
+
 def choices(device: torch.device) -> list[Choice]:
     """Return the choice for every op on ``device``, by name: what ``cacophony doctor`` and run logs print."""
     return [choose(name, device) for name in sorted(_ops)]

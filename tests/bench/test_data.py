@@ -17,6 +17,7 @@ from cacophony.bench.torch_loader import Clips, collate, padded_log_mel, read_wa
 from cacophony.data.dali import dali_problem
 from cacophony.data.shards import Shards
 from cacophony.engine.gpus import GPUS
+from cacophony.engine.presets import PRESETS
 from cacophony.kernels.log_mel import log_mel
 
 SMALL = {"clips": 6, "clip_seconds": 1.5, "crop_seconds": 1.0, "batch_size": 3, "workers": 1, "seconds": 0.02}
@@ -92,7 +93,7 @@ def test_the_rivals_log_mel_is_ours_where_no_frame_reaches_past_the_end() -> Non
 def test_the_demand_is_that_of_half_the_peak() -> None:
     found = {(demand.preset, demand.gpu): demand.clips_per_s for demand in demands(10.24)}
     assert {gpu for _, gpu in found} == set(GPUS)
-    assert {preset for preset, _ in found} == {"paper_stage1", "ablation_stage1", "paper_stage2", "ablation_stage2"}
+    assert {preset for preset, _ in found} == {name for names in PRESETS.values() for name in names} - {"demo"}
     # 85 M parameters see each of 512 patches, with 6 FLOPs apiece, twice for SAM; decoder, head, attention on top.
     assert 400 < found["paper_stage2", "h100-80gb"] < 900
     assert found["paper_stage1", "a100-40gb"] == pytest.approx(
