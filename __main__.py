@@ -72,7 +72,11 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 (the run failed), 2 (the input was wrong), 130 (Ctrl-C)."""
+    """Run one command; returns the exit code.
+
+    0, 1 (the run failed), 2 (the input was wrong), 3 (the run went on, but a checkpoint could not be written), 130
+    (Ctrl-C).
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -33,6 +33,7 @@ from .run_directory import is_run, read_record
 from .trainer import train
 
 INTERRUPTED = 130  # the exit code shells give to Ctrl-C
+NOT_SAVED = 3  # the exit code of a run that went on though a checkpoint could not be written
 _DEFAULT_PRESETS: dict[Stage, str] = {"mae": "paper_stage1", "contrastive": "paper_stage2"}
 
 
@@ -53,6 +54,8 @@ class TrainArguments:
     encoder), or a model of the same stage."""
     resume: bool = False
     """Continue the run in --out; where there is none, start it."""
+    allow_changed: bool = False
+    """Continue it though the configuration is another; what changed is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,14 @@ def train_arguments(stage: Stage, argv: Sequence[str]) -> TrainMae | TrainContra
         f"cacophony train {stage}",
         argv,
         default=arguments(
-            data=tyro.MISSING, out=tyro.MISSING, preset=name, config=None, init=None, resume=False, run=defaults
+            data=tyro.MISSING,
+            out=tyro.MISSING,
+            preset=name,
+            config=None,
+            init=None,
+            resume=False,
+            allow_changed=False,
+            run=defaults,
         ),
     )
 
@@ -105,12 +115,24 @@ def train_arguments(stage: Stage, argv: Sequence[str]) -> TrainMae | TrainContra
 def train_command(stage: Stage, argv: Sequence[str]) -> int:
     """Run `cacophony train STAGE`; returns the exit code."""
     arguments = train_arguments(stage, argv)
-    finished = train(stage, arguments.run, arguments.data, arguments.out, init=arguments.init, resume=arguments.resume)
+    finished = train(
+        stage,
+        arguments.run,
+        arguments.data,
+        arguments.out,
+        init=arguments.init,
+        resume=arguments.resume,
+        allow_changed=arguments.allow_changed,
+    )
+    if finished.failed_saves:
+        print(f"cacophony: {'; '.join(finished.failed_saves)}", file=sys.stderr)
     if finished.stopped_by is not None:
         print(f"stopped by {finished.stopped_by.name} after step {finished.steps}; continue with --resume")
-        return INTERRUPTED if finished.stopped_by is signal.SIGINT else 0
-    print(f"{arguments.out}: {finished.steps} steps done")
-    return 0
+        code = INTERRUPTED if finished.stopped_by is signal.SIGINT else 0
+    else:
+        print(f"{arguments.out}: {finished.steps} steps done")
+        code = 0
+    return NOT_SAVED if finished.failed_saves else code
 
 
 def retrieval_command(

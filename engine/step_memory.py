@@ -118,7 +118,7 @@ class StepProbe:
     def _trace(self, config: Config, micro_batches: int) -> Traced:
         key = (config.objective, config.micro_batch_size, config.batch_size, micro_batches)
         if key not in self._traced:
-            world = PlannedWorld(0, 2, META, config.batch_size)
+            world = PlannedWorld(0, 2, META, pairs=config.batch_size)
             batch = batch_of(self.clip, micro_batches * config.micro_batch_size)
             self._traced[key] = trace_step(self.model, config, world, batch)
         return self._traced[key]

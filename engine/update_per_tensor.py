@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..models.tensor_shapes import check_tensors
+from ..models.tensor_shapes import check_tensors, shapes
 from ..models.weights import load_into
 from .config import UpdateConfig
 from .distributed import World
 from .objective import Report
+from .pieces import join_pieces
 from .schedule import learning_rate
 from .update import Counters, Outcome, alone
 
@@ -51,7 +52,9 @@ def perturbed(model: nn.Module, rho: float, norm: Tensor) -> Iterator[None]:
 
 
 class PerTensorUpdater:
-    """Applies updates to a model; its state is the optimiser's and the counters."""
+    """Applies updates to a model; its state is the optimiser's and the counters, the same on every rank."""
+
+    is_shared = False
 
     def __init__(self, model: nn.Module, config: UpdateConfig, steps: int, *, world: World | None = None) -> None:
         """Build the optimiser of a run of ``steps``."""
@@ -126,7 +129,8 @@ class PerTensorUpdater:
             for name, parameter in parameters.items()
             for key in _ADAMW_STATE
         }
-        check_tensors({name: tuple(tensor.shape) for name, tensor in state.items()}, expected, source)
+        state = join_pieces(state, expected, source)
+        check_tensors(shapes(state), expected, source)
         for name, parameter in parameters.items():
             self.optimizer.state[parameter] = {
                 # AdamW keeps its step count on the host.

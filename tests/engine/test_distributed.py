@@ -13,6 +13,7 @@ import torch
 from cacophony.engine.checkpoint import latest_checkpoint
 from cacophony.engine.config import ContrastiveRunConfig, MaeRunConfig, Stage
 from cacophony.engine.distributed import World, choose_device, join_world
+from cacophony.engine.late_flags import LateFlags
 from cacophony.engine.telemetry import read_log
 from cacophony.engine.trainer import train
 from cacophony.errors import InputError
@@ -112,7 +113,7 @@ def test_one_process_is_a_world_of_its_own():
     rows = torch.arange(6.0).view(3, 2)
     assert torch.equal(world.gather(rows), rows)
     assert torch.equal(world.sum_(rows.clone()), rows)
-    assert world.any_of(True, False) == [True, False]
+    assert LateFlags(world).exchange(True, False) == [True, False]
     world.barrier()
     world.close()
 
