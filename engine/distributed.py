@@ -79,7 +79,7 @@ class World:
                 _reduce_scatter(own, whole)
 
     def gather_shares(self, whole: Tensor, own: Tensor) -> None:
-        """Fill the flat ``whole`` with every rank's ``own`` share, in rank order; ``own`` may lie in its place there."""
+        """Fill the flat ``whole`` with every rank's ``own`` share, in rank order; ``own`` may lie in there."""
         if self.size > 1 and whole.numel():
             with self.exchange():
                 _all_gather(whole, own)

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,8 @@ def _loop(
         }
         writer.save(step, updater, state)
         if log:
-            log.draw()
+            with _going_on(log):
+                log.draw()
 
     def tell_failures() -> None:
         nonlocal told
@@ -236,7 +238,8 @@ def _loop(
                         "gradient_norm": float(outcome.gradient_norm),
                         "skipped_steps": updater.counters.skipped,
                     }
-                    log.record({"step": done} | line | meter.rates(loader.wait_seconds))
+                    with _going_on(log):
+                        log.record({"step": done} | line | meter.rates(loader.wait_seconds))
             # Counts reach the ranks at different times, and all must leave at the same step.
             tripped, stopping = flags.exchange(watch.tripped(), stop.received is not None)
             if tripped:
@@ -251,6 +254,15 @@ def _loop(
         writer.wait()
         tell_failures()
     return Finished(done, stopped_by, tuple(writer.failures))
+
+
+@contextlib.contextmanager
+def _going_on(log: RunLog) -> Iterator[None]:
+    """Say that the log could not be written, and go on."""
+    try:
+        yield
+    except OSError as error:
+        log.say(f"the log could not be written ({error})")
 
 
 def _not_finite(watch: SkipWatch, out: Path, shards: Shards, world: World, saved_step: int) -> RunError:
