@@ -124,14 +124,14 @@ def train_command(stage: Stage, argv: Sequence[str]) -> int:
         resume=arguments.resume,
         allow_changed=arguments.allow_changed,
     )
-    if finished.failed_saves:
-        print(f"cacophony: {'; '.join(finished.failed_saves)}", file=sys.stderr)
-    if finished.stopped_by is not None:
-        print(f"stopped by {finished.stopped_by.name} after step {finished.steps}; continue with --resume")
-        code = INTERRUPTED if finished.stopped_by is signal.SIGINT else 0
-    else:
-        print(f"{arguments.out}: {finished.steps} steps done")
-        code = 0
+    code = INTERRUPTED if finished.stopped_by is signal.SIGINT else 0
+    if finished.is_main:
+        if finished.failed_saves:
+            print(f"cacophony: {'; '.join(finished.failed_saves)}", file=sys.stderr)
+        if finished.stopped_by is not None:
+            print(f"stopped by {finished.stopped_by.name} after step {finished.steps}; continue with --resume")
+        else:
+            print(f"{arguments.out}: {finished.steps} steps done")
     return NOT_SAVED if finished.failed_saves else code
 
 

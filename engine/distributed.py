@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import os
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from torch.distributed import PrefixStore, Store, rendezvous  # pyright: ignore[
 from ..errors import InputError, RunError
 
 TIMEOUT_SECONDS = 600.0
+_POLL_SECONDS = 0.1
 
 # torch 2.13 has new names for these.
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -145,7 +147,7 @@ def join_world(device: str, timeout_seconds: float = TIMEOUT_SECONDS) -> World:
         chosen = choose_device(f"cuda:{_from_environment('LOCAL_RANK', 0)}")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    store = _rendezvous(timeout_seconds)
+    store = _rendezvous(rank, timeout_seconds)
     dist.init_process_group(
         "nccl" if chosen.type == "cuda" else "gloo",
         store=PrefixStore("group", store),
@@ -164,21 +166,35 @@ def _from_environment(name: str, default: int) -> int:
     return int(value)
 
 
-def _rendezvous(timeout_seconds: float) -> Store:
+def _rendezvous(rank: int, timeout_seconds: float) -> Store:
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if not address or not port:
         raise InputError("MASTER_ADDR or MASTER_PORT is not set; start the ranks with torchrun")
     where = f"{address}:{port} (MASTER_ADDR:MASTER_PORT)"
+    lost = f"{where}: the ranks did not find each other within {timeout_seconds:g} s"
+    what_to_do = "check the address, firewalls, and that every rank was started"
+    if rank > 0 and not _answers(address, _from_environment("MASTER_PORT", 0), timeout_seconds):
+        raise InputError(f"{lost} (rank 0 does not answer there); {what_to_do}")
     try:
         store, _, _ = next(rendezvous("env://", timeout=datetime.timedelta(seconds=timeout_seconds)))
     except (dist.DistError, ValueError) as error:
         if "EADDRINUSE" in str(error):
             raise InputError(f"{where}: the port is in use; choose another (torchrun --master-port)") from None
-        raise InputError(
-            f"{where}: the ranks did not find each other within {timeout_seconds:g} s "
-            f"({str(error).splitlines()[0]}); check the address, firewalls, and that every rank was started"
-        ) from None
+        raise InputError(f"{lost} ({str(error).splitlines()[0]}); {what_to_do}") from None
     return store
+
+
+def _answers(address: str, port: int, timeout_seconds: float) -> bool:
+    """Whether somebody listens there before time is up; torch, which tries as well, writes pages of C++ about it."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            with socket.create_connection((address, port), timeout=timeout_seconds):
+                return True
+        except (OSError, OverflowError):
+            if time.monotonic() + _POLL_SECONDS > deadline:
+                return False
+            time.sleep(_POLL_SECONDS)
 
 
 def host_name() -> str:

@@ -65,6 +65,7 @@ class RankWatch:
         self._thread.join()
         if error is not None:
             self._blame(f"rank {self.world.rank} on {host_name()} failed: {' '.join(str(error).split())}")
+            self._let_others_read()
 
     def explain(self, error: BaseException) -> str:
         """Say which rank is to blame that an exchange broke off with ``error``: within a few beats it is known."""
@@ -92,6 +93,7 @@ class RankWatch:
                 message = "rank 0 or its host, which keeps the ranks' store, is gone; continue with --resume"
             if message and not self._closed.is_set():
                 self._blame(message)
+                self._let_others_read()
                 self._end(message)
                 return
 
@@ -147,6 +149,11 @@ class RankWatch:
 
     def _verdict(self) -> str:
         return self._store.get("verdict").decode() if self._store.check(["verdict"]) else ""
+
+    def _let_others_read(self) -> None:
+        """Wait for some beats where the store may end with this process."""
+        if self.world.is_main:
+            time.sleep(3 * self.interval)
 
     def _blame(self, message: str) -> None:
         try:

@@ -50,11 +50,15 @@ from .update import Outcome
 
 @dataclass(frozen=True)
 class Finished:
-    """How :func:`train` ended: steps done, the signal that stopped it early, if any, and saves that failed."""
+    """How :func:`train` ended: steps done, the signal that stopped it early, if any, and saves that failed.
+
+    ``is_main``: this is the rank that says so.
+    """
 
     steps: int
     stopped_by: signal.Signals | None
     failed_saves: tuple[str, ...] = ()
+    is_main: bool = True
 
 
 @dataclass(frozen=True)
@@ -253,7 +257,7 @@ def _loop(
                 break
         writer.wait()
         tell_failures()
-    return Finished(done, stopped_by, tuple(writer.failures))
+    return Finished(done, stopped_by, tuple(writer.failures), world.is_main)
 
 
 @contextlib.contextmanager
