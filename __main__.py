@@ -10,6 +10,8 @@ from typing import Any
 # Read when torch loads OpenMP. Threads that wait for each other spin for long by default, which makes small steps many
 # times slower when another process wants a core; after a short spin they sleep.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# Where a rank is gone, torch warns of every socket with pages of C++; our own line names the rank.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 from .bench.commands import (
     all_command,

@@ -41,7 +41,7 @@ class RankWatch:
     def __init__(self, world: World, timeout_seconds: float, end: Callable[[str], None] = end_process) -> None:
         """Call ``end`` with what is to blame once a rank is silent, or nothing moves, for ``timeout_seconds``."""
         self.world, self.timeout, self._end = world, timeout_seconds, end
-        self.interval = min(1.0, timeout_seconds / 10)
+        self.interval = min(1.0, timeout_seconds / 20)
         self._closed = threading.Event()
         self._seen: dict[int, _Seen] = {}
         self._moved = time.monotonic()
