@@ -15,25 +15,37 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 from .bench.commands import (
     all_command,
+    blocks_command,
     compile_command,
+    embedding_command,
     kernels_command,
     packing_command,
     report_command,
     steps_command,
 )
-from .data.commands import pack_command
+from .bench.data_command import data_command
+from .bench.update_command import update_command
+from .data.commands import check_command, merge_command, pack_command
 from .engine.commands import (
     INTERRUPTED,
     caption_command,
     doctor_command,
     embed_command,
-    retrieval_command,
     train_command,
 )
 from .engine.convert_command import convert_command
 from .engine.demo import demo_command
+from .engine.evaluate.commands import (
+    all_evaluations_command,
+    caption_evaluation_command,
+    retrieval_command,
+    zero_shot_command,
+)
+from .engine.evaluate.frozen_commands import aqa_command, gap_command, hear_command
 from .engine.flags import command
 from .engine.parity_command import parity_command
+from .engine.plan_command import plan_command
+from .engine.shards_stats_command import shards_stats_command
 from .errors import InputError, RunError
 
 Command = Callable[[Sequence[str]], int]
@@ -44,14 +56,36 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
         command(demo_command, "cacophony demo"),
     ),
     "pack": ("turn a folder of audio and captions into shards", command(pack_command, "cacophony pack")),
+    "shards check": ("decode and verify packed shards", command(check_command, "cacophony shards check")),
+    "shards stats": (
+        "hours, lengths and tokens of packed shards",
+        command(shards_stats_command, "cacophony shards stats"),
+    ),
+    "shards merge": ("join packed directories into one", command(merge_command, "cacophony shards merge")),
     "train mae": ("stage 1: the audio masked autoencoder", lambda argv: train_command("mae", argv)),
     "train contrastive": ("stage 2: contrastive + captioning", lambda argv: train_command("contrastive", argv)),
     "evaluate retrieval": (
         "audio-text retrieval of a run",
         command(retrieval_command, "cacophony evaluate retrieval"),
     ),
+    "evaluate aqa": ("questions about audio", command(aqa_command, "cacophony evaluate aqa")),
+    "evaluate hear": ("a HEAR task on frozen embeddings", command(hear_command, "cacophony evaluate hear")),
+    "evaluate gap": ("modality gap over a run's checkpoints", command(gap_command, "cacophony evaluate gap")),
+    "evaluate zero-shot": (
+        "zero-shot classification of a run",
+        command(zero_shot_command, "cacophony evaluate zero-shot"),
+    ),
+    "evaluate caption": (
+        "captioning metrics of a run",
+        command(caption_evaluation_command, "cacophony evaluate caption"),
+    ),
+    "evaluate all": (
+        "every evaluation whose dataset is there",
+        command(all_evaluations_command, "cacophony evaluate all"),
+    ),
     "embed": ("embeddings of audio files", command(embed_command, "cacophony embed")),
     "caption": ("captions of audio files", command(caption_command, "cacophony caption")),
+    "plan": ("memory, FLOPs and time of a run on GPUs you need not have", command(plan_command, "cacophony plan")),
     "parity": ("compare ops and a model's step with the truth", command(parity_command, "cacophony parity")),
     "convert": (
         "the authors' checkpoint to a model directory, or back",
@@ -60,10 +94,26 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "bench kernels": ("time of every op against its rivals", command(kernels_command, "cacophony bench kernels")),
     "bench all": ("tests, ops and steps on a GPU, in ten minutes", command(all_command, "cacophony bench all")),
     "bench report": ("table and picture of a bench", command(report_command, "cacophony bench report")),
+    "bench blocks": (
+        "time of a transformer block and of a stack, by hand against PyTorch's",
+        command(blocks_command, "cacophony bench blocks"),
+    ),
     "bench steps": ("time of a step of both stages", command(steps_command, "cacophony bench steps")),
+    "bench update": (
+        "time of stage 2's whole update, SAM included",
+        command(update_command, "cacophony bench update"),
+    ),
+    "bench data": (
+        "how fast clips are loaded, and how many cores feed a GPU",
+        command(data_command, "cacophony bench data"),
+    ),
     "bench packing": (
         "what padding costs: both towers, packed against padded",
         command(packing_command, "cacophony bench packing"),
+    ),
+    "bench embedding": (
+        "what batching by length gains when clips are embedded",
+        command(embedding_command, "cacophony bench embedding"),
     ),
     "bench compile": (
         "registers, spills and tensor cores of every kernel, without a GPU",

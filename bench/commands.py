@@ -1,4 +1,4 @@
-"""The commands about evidence: bench kernels, steps, all, report, compile."""
+"""The commands about evidence: bench kernels, blocks, steps, packing, all, report, compile."""
 
 import sys
 from dataclasses import asdict, replace
@@ -10,6 +10,7 @@ import tyro
 
 from ..engine.config import Precision
 from ..engine.distributed import choose_device
+from ..engine.inference import BATCH_SIZE
 from ..errors import InputError, RunError
 from ..json_file import check_writable, read_json, write_json
 from ..kernels.backend import Backend
@@ -17,14 +18,17 @@ from ..kernels.layout import LayoutName
 from ..models.config import AUDIO_TEXT_SIZES
 from .against import compare_with, comparison_table
 from .all import bench_all
+from .block_stack import SEQUENCES, TIMED, BlockProvider
+from .blocks import BlockSettings, bench_blocks
 from .compile_gate import ARCHITECTURES, INFORMATIVE_ARCHITECTURE, compile_kernels, markdown_table, problems
+from .embedding import bench_embedding
 from .kernels import KernelSettings, bench_kernels
 from .machine import machine
 from .packing import bench_packing
 from .report import write_report
-from .roofline import measure_roofs
+from .roofline import Roofs, measure_roofs
 from .steps import StepSettings, bench_steps, step_ratios
-from .tables import kernel_table, roof_line, step_table
+from .tables import block_table, kernel_table, roof_line, step_table
 from .training_step import StepProvider, Variant
 
 JsonFile = Annotated[Path | None, tyro.conf.arg(name="json")]
@@ -47,7 +51,8 @@ def steps_command(
         size: Networks to time.
         clips: Clips of a step, in one micro-batch.
         rounds: Steps timed for each stage, provider and layout.
-        provider: Plain PyTorch, the same through torch.compile, the fused ops.
+        provider: reference, plain PyTorch as specified; sdpa, the same with PyTorch's scaled_dot_product_attention, its
+            dropout a mask of its own; compile, that through torch.compile; fused, the fused ops.
         layout: Packed tokens, or padded ones.
         precision: Precision of the forward and backward pass.
         device: cpu, cuda, ...; auto takes a GPU where there is one.
@@ -71,7 +76,7 @@ def steps_command(
         for name, ratio in found.items():
             slow, _, fast = name.partition("_over_")
             print(f"{stage}: {slow} takes {ratio:.2f} times as long as {fast}")
-    _finish(json_file, chosen, {"settings": asdict(settings), "steps": rows, "step_ratios": ratios})
+    finish(json_file, chosen, {"settings": asdict(settings), "steps": rows, "step_ratios": ratios})
     return 0
 
 
@@ -92,8 +97,8 @@ def kernels_command(
     Args:
         op: Ops to time; all where none is named.
         case: Cases of their SPEC; where none is named the paper's shapes on a GPU, the small ones elsewhere.
-        provider: fused, reference, compile or a rival; where none is named all, the fused ones on a GPU only. With
-            --base fused on a GPU, reference elsewhere.
+        provider: fused, reference, compile or a rival; where none is named all, Triton's kernels on a GPU only.
+            With --base fused on a GPU, reference elsewhere.
         dtype: bfloat16, float32.
         rounds: Turns of each provider, or of each side with --base.
         seconds: Time of a turn for each pass.
@@ -113,13 +118,65 @@ def kernels_command(
         compared = compare_with(base, replace(settings, providers=provider or ours))
         print(comparison_table(base, compared))
         rows = [asdict(one) | {"base_over_here": one.base_over_here} for one in compared]
-        _finish(json_file, chosen, {"settings": asdict(settings), "base": base, "comparisons": rows})
+        finish(json_file, chosen, {"settings": asdict(settings), "base": base, "comparisons": rows})
         return 0
     roofs = measure_roofs(chosen, seconds=seconds)
     rows = [asdict(row) for row in bench_kernels(settings, roofs)]
     print(kernel_table(rows))
     print(f"roofs: {roof_line(asdict(roofs))}")
-    _finish(json_file, chosen, {"settings": asdict(settings), "roofs": asdict(roofs), "kernels": rows})
+    finish(json_file, chosen, {"settings": asdict(settings), "roofs": asdict(roofs), "kernels": rows})
+    return 0
+
+
+def blocks_command(
+    *,
+    size: Literal["demo", "ablation", "paper"] = "paper",
+    tokens: int = 65536,
+    layers: tuple[int, ...] = (1, 12),
+    sequences: tuple[str, ...] = SEQUENCES,
+    provider: tuple[BlockProvider, ...] = TIMED,
+    precision: Precision = "bf16",
+    rounds: int = 2,
+    seconds: float = 0.2,
+    device: str = "auto",
+    json_file: JsonFile = None,
+) -> int:
+    """Time transformer blocks forward, backward and both; what is wrong is refused a time. Dropout is off.
+
+    Args:
+        size: Networks whose blocks are timed.
+        tokens: Valid tokens of a call, about; the default is a GPU's.
+        layers: Blocks in a row.
+        sequences: Kinds of sequences: S = 150, S = 512 and S = 750 for audio, captions (ragged, 6 to 30 tokens).
+        provider: By hand on packed tokens, keeping everything (stash10) or little (stash3), and with xFormers'
+            attention; by hand on padded tokens; sdpa, autograd on padded tokens with PyTorch's
+            scaled_dot_product_attention; compile, that through torch.compile; reference, plain PyTorch as specified.
+        precision: Precision of tokens and products; parameters are float32.
+        rounds: Turns of each provider.
+        seconds: Time of a turn for each pass.
+        device: cpu, cuda, ...; auto takes a GPU where there is one.
+        json_file: File to write the same figures to as JSON, with device and versions.
+    """
+    if json_file is not None:
+        check_writable(json_file)
+    chosen = choose_device(device)
+    settings = BlockSettings(
+        size=size,
+        tokens=tokens,
+        layers=layers,
+        sequences=sequences,
+        providers=provider,
+        precision=precision,
+        device=str(chosen),
+        rounds=rounds,
+        seconds=seconds,
+    )
+    settings.check()
+    roofs = asdict(measure_roofs(chosen, seconds=seconds))
+    rows = [asdict(row) for row in bench_blocks(settings, Roofs(**roofs))]
+    print(block_table(rows))
+    print(f"roofs: {roof_line(roofs)}")
+    finish(json_file, chosen, {"settings": asdict(settings), "roofs": roofs, "blocks": rows})
     return 0
 
 
@@ -161,7 +218,51 @@ def packing_command(
             f"{found.valid_tokens} tokens)"
         )
     settings = {"size": size, "layers": layers, "clips": clips, "rounds": rounds, "backend": backend}
-    _finish(json_file, chosen, {"settings": settings} | {tower: asdict(found) for tower, found in figures.items()})
+    finish(json_file, chosen, {"settings": settings} | {tower: asdict(found) for tower, found in figures.items()})
+    return 0
+
+
+def embedding_command(
+    *,
+    size: Literal["demo", "ablation", "paper"] = "paper",
+    clips: int = 64,
+    seconds: tuple[float, float] = (1.0, 10.0),
+    batch_size: int = BATCH_SIZE,
+    rounds: int = 3,
+    backend: Backend = "auto",
+    device: str = "auto",
+    json_file: JsonFile = None,
+) -> int:
+    """Time audio embeddings of noise of ragged lengths in batches by length, against one clip at a time.
+
+    Args:
+        size: Networks to time.
+        clips: Waves to embed.
+        seconds: Shortest and longest wave; lengths are uniform between.
+        batch_size: Most clips through the model at once; of long ones fewer are.
+        rounds: Turns of each way.
+        backend: reference, fused, or auto.
+        device: cpu, cuda, ...; auto takes a GPU where there is one.
+        json_file: File to write the same figures to as JSON, with device and versions.
+    """
+    for name, value in (("--clips", clips), ("--batch-size", batch_size), ("--rounds", rounds)):
+        if value < 1:
+            raise InputError(f"{name} is {value}; expected at least 1")
+    if not 0 < seconds[0] <= seconds[1] <= 300:
+        raise InputError(
+            f"--seconds is {seconds[0]:g} {seconds[1]:g}; expected two numbers, 0 < first <= second <= 300"
+        )
+    if json_file is not None:
+        check_writable(json_file)
+    chosen = choose_device(device)
+    found = bench_embedding(AUDIO_TEXT_SIZES[size], clips, seconds, batch_size, rounds, chosen, backend)
+    print(
+        f"one by one takes {found.ratio:.2f} times as long as up to {batch_size} at once "
+        f"({found.one_by_one_seconds:.3f} s, {found.batched_seconds:.3f} s for {found.audio_seconds:.0f} s of audio); "
+        f"embeddings differ by at most {found.largest_difference:.1e}"
+    )
+    settings = {"size": size, "clips": clips, "seconds": seconds, "batch_size": batch_size, "rounds": rounds}
+    finish(json_file, chosen, {"settings": settings | {"backend": backend}, "embedding": asdict(found)})
     return 0
 
 
@@ -217,7 +318,7 @@ def compile_command(
     return 0
 
 
-def _finish(json_file: Path | None, device: torch.device, figures: dict[str, Any]) -> None:
+def finish(json_file: Path | None, device: torch.device, figures: dict[str, Any]) -> None:
     """Say on which machine the figures were measured and write them, if a file was asked for."""
     about = machine(device)
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)

@@ -116,7 +116,6 @@ def bench_kernels(settings: KernelSettings, roofs: Roofs | None = None) -> Itera
     started = time.perf_counter()
     device = torch.device(settings.device)
     stopwatch = Stopwatch(device)
-    providers = settings.providers or default_providers(device)
     for spec, case, dtype in planned(settings):
         place = _Place(spec, case, dtype, device, stopwatch, roofs, settings)
         if settings.part_seconds is not None and time.perf_counter() - started > settings.part_seconds:
@@ -124,7 +123,7 @@ def bench_kernels(settings: KernelSettings, roofs: Roofs | None = None) -> Itera
         else:
             try:
                 with specialising():
-                    rows = _bench_case(place, providers)
+                    rows = _bench_case(place, settings.providers or default_providers(spec, device))
             except RunError:
                 raise
             except Exception as error:

@@ -1,6 +1,9 @@
 """The parts of the whole bench, each in a process of its own, for the time it is given."""
 
+import importlib.util
 import json
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -9,13 +12,21 @@ from typing import Any, Literal
 import torch
 
 from ..engine.config import Stage
+from .block_stack import TIMED
+from .blocks import CUT as BLOCKS_CUT
+from .blocks import BlockSettings
 from .child import Finished, run_module
+from .data_demand import data_figures
 from .from_checkout import ROOT
 from .kernels import CUT, KernelSettings, planned
 from .steps import StepSettings
 from .training_step import Variant
+from .update import CUT as UPDATES_CUT
+from .update import UpdateSettings
 
 Status = Literal["ok", "failed", "cut", "skipped"]
+
+_DATA_NEEDS = ("soundfile", "soxr", "numba", "tokenizers", "rich")
 
 _OWN_SHARE = 0.8  # of its time after which a part starts nothing more; the rest is for what is under way
 
@@ -36,18 +47,29 @@ class Plan:
     device: str
     quick: bool
     kernels: KernelSettings
+    blocks: BlockSettings
     steps: StepSettings
+    updates: UpdateSettings
 
     @classmethod
     def of(cls, device: torch.device, quick: bool) -> "Plan":
         """Return the plan for ``device``: the paper's shapes on a GPU; small ones, plain PyTorch alone, on a CPU."""
         on_gpu = device.type == "cuda"
         providers = ["fused", "reference"] if on_gpu and quick else [] if on_gpu else ["reference"]
-        variants = [Variant("reference", "padded"), Variant("reference", "packed")]
+        plain = variants = [Variant("reference", "padded"), Variant("reference", "packed")]
         if on_gpu:
-            variants = [Variant("fused", "packed"), Variant("reference", "padded")]
-            variants += [] if quick else [Variant("compile", "padded"), Variant("reference", "packed")]
+            variants = [Variant("fused", "packed"), Variant("sdpa", "padded")]
+            variants += [] if quick else [Variant("compile", "padded"), *plain]
         kernels = KernelSettings(device=str(device), providers=providers, seconds=0.05 if on_gpu else 0.005)
+        blocks = BlockSettings(
+            size="paper" if on_gpu else "demo",
+            tokens=65536 if on_gpu else 1024,
+            layers=(1, 12) if on_gpu and not quick else (1,),
+            providers=("stash10", "stash3", "sdpa") if quick or not on_gpu else TIMED,
+            precision="bf16" if on_gpu else "fp32",
+            device=str(device),
+            seconds=0.1 if on_gpu else 0.005,
+        )
         steps = StepSettings(
             size="paper" if on_gpu else "demo",
             clips=64 if on_gpu else 2,
@@ -56,7 +78,12 @@ class Plan:
             variants=variants,
             device=str(device),
         )
-        return cls(str(device), quick, kernels, steps)
+        updates = UpdateSettings(device=str(device), lengths=("realistic",), providers=("fused", "gradcache"), rounds=1)
+        if on_gpu and not quick:
+            updates = UpdateSettings(device=str(device))
+        if not on_gpu:
+            updates = replace(updates, preset="demo", clips=8, micro_batch_size=4, precision="fp32")
+        return cls(str(device), quick, kernels, blocks, steps, updates)
 
 
 def run_roofs(plan: Plan, seconds: float) -> Outcome:
@@ -124,11 +151,45 @@ def time_kernels(
     return Outcome("cut", "its time was over", rows) if cut else Outcome("ok", None, rows)
 
 
+def run_blocks(plan: Plan, seconds: float, roofs: Any) -> Outcome:
+    """Time a block and a whole stack in every way."""
+    settings = replace(plan.blocks, part_seconds=_OWN_SHARE * seconds)
+    asked = json.dumps({"settings": asdict(settings), "roofs": roofs})
+    done = run_module("cacophony.bench.blocks", stdin=asked, seconds=seconds)
+    outcome = _outcome(done, done.rows)
+    cut = outcome.status == "ok" and any(row["reason"] == BLOCKS_CUT for row in done.rows)
+    return Outcome("cut", "its time was over", done.rows) if cut else outcome
+
+
 def run_steps(plan: Plan, seconds: float, stage: Stage) -> Outcome:
     """Time a stage's step on every variant."""
     settings = replace(plan.steps, stages=[stage], stage_seconds=_OWN_SHARE * seconds)
     done = run_module("cacophony.bench.steps", stdin=json.dumps(asdict(settings)), seconds=seconds)
     return _outcome(done, done.rows)
+
+
+def run_data(plan: Plan, seconds: float) -> Outcome:
+    """Measure loaders and their stages."""
+    missing = [name for name in _DATA_NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        return Outcome("skipped", f"loading needs packages that are not installed: {', '.join(missing)}")
+    small = plan.quick or not plan.device.startswith("cuda")
+    settings = {"device": plan.device, "clips": 32 if small else 256, "seconds": 0.5 if small else 3.0}
+    settings["workers"] = min(os.cpu_count() or 1, 2 if small else 8)
+    with tempfile.TemporaryDirectory() as folder:
+        asked = json.dumps({"settings": settings, "folder": folder})
+        done = run_module("cacophony.bench.data", stdin=asked, seconds=seconds)
+    return _outcome(done, data_figures(done.rows))
+
+
+def run_updates(plan: Plan, seconds: float, roofs: Any) -> Outcome:
+    """Time stage 2's whole update in every way."""
+    settings = replace(plan.updates, part_seconds=_OWN_SHARE * seconds)
+    asked = json.dumps({"settings": asdict(settings), "roofs": roofs})
+    done = run_module("cacophony.bench.update", stdin=asked, seconds=seconds)
+    outcome = _outcome(done, done.rows)
+    cut = outcome.status == "ok" and any(row["reason"] == UPDATES_CUT for row in done.rows)
+    return Outcome("cut", "its time was over", done.rows) if cut else outcome
 
 
 def _outcome(done: Finished, figures: Any) -> Outcome:

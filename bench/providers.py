@@ -36,9 +36,11 @@ def provider_names() -> list[str]:
     return [*OURS, *_variant_names(), *sorted({name for spec in SPECS for name in spec.rivals})]
 
 
-def default_providers(device: torch.device) -> list[str]:
-    """Return the providers timed where none is named: all; on a CPU, where kernels are interpreted, not the fused."""
-    interpreted = () if device.type == "cuda" else ("fused", *_variant_names())
+def default_providers(spec: Spec, device: torch.device) -> list[str]:
+    """Return the providers of ``spec`` timed where none is named: all, on a CPU without interpreted kernels."""
+    with use_backend("auto"):
+        native = choose(spec.name, device).path == "fused"
+    interpreted = () if native or device.type == "cuda" else ("fused", *_variant_names())
     return [name for name in provider_names() if name not in interpreted]
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .tables import kernel_table, roof_line, step_table
+from .data_tables import data_page
+from .tables import block_table, kernel_table, roof_line, step_table, update_goals, update_table
 
 
 def write_report(json_file: Path, figures: Mapping[str, Any]) -> tuple[Path, str]:
@@ -44,8 +45,18 @@ def markdown(figures: Mapping[str, Any]) -> str:
         lines += ["", f"Roofs: {roof_line(figures['roofs'])}."]
     if figures["kernels"]:
         lines += ["", "## Ops", "", kernel_table(figures["kernels"])]
+    if figures["blocks"]:
+        lines += ["", "## Blocks", "", block_table(figures["blocks"])]
     if figures["steps"]:
         lines += ["", "## Steps", "", step_table(figures["steps"])]
         for stage, ratios in figures["step_ratios"].items():
             lines += ["", f"{stage}: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())]
+    if figures["data"]:
+        lines += ["", "## Data", "", data_page(figures["data"])]
+    if figures["updates"]:
+        lines += ["", "## Stage 2's whole update", "", update_table(figures["updates"])]
+        for lengths, ratios in figures["update_ratios"].items():
+            said = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+            lines += ["", f"{lengths} lengths, clips/s: {said}"]
+        lines += ["", *update_goals(figures["updates"], figures["update_ratios"])]
     return "\n".join(lines) + "\n"

@@ -1,14 +1,14 @@
 """An optimiser step on noise, ready to be timed: network, objective and update of a stage, computed in one way."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
 
 from ..data.noise import noise_batch
-from ..engine.build import build_updater
+from ..engine.build import build_model, build_objective, build_updater
 from ..engine.config import (
     ContrastiveObjectiveConfig,
     ContrastiveRunConfig,
@@ -18,23 +18,18 @@ from ..engine.config import (
     Stage,
     UpdateConfig,
 )
-from ..engine.contrastive_captioning import ContrastiveCaptioning
 from ..engine.distributed import World
-from ..engine.masked_reconstruction import MaskedReconstruction
-from ..engine.objective import Objective
 from ..errors import InputError
-from ..kernels.backend import Backend, choices, use_backend
+from ..kernels.attention_sdpa import attention_sdpa
+from ..kernels.backend import choices, use_backend, use_rival
 from ..kernels.layout import LayoutName
-from ..models.audio_mae import AudioMAE
-from ..models.audio_text import AudioText
 from ..models.config import AUDIO_MAE_SIZES, AUDIO_TEXT_SIZES
 from ..models.layers import init_weights
 from .providers import specialising
 
-StepProvider = Literal["reference", "compile", "fused"]
-"""Plain PyTorch, the same through ``torch.compile``, and the fused ops wherever the device has one."""
-
-_BACKENDS: dict[StepProvider, Backend] = {"reference": "reference", "compile": "reference", "fused": "auto"}
+StepProvider = Literal["reference", "sdpa", "compile", "fused"]
+"""Plain PyTorch as specified, attention weights and all; the same with PyTorch's own attention, which writes none; that
+through ``torch.compile``; and the fused ops wherever the device has one."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +59,10 @@ def training_step(
     if variant.provider == "fused" and not fused_ops(device):
         raise InputError(f"no op has a fused implementation on {device.type}")
     config = _config(stage, size, clips, precision, variant)
-    model, objective = _model_and_objective(config, World(0, 1, device))
+    world = World(0, 1, device)
+    model, objective = build_model(config), build_objective(config, world)
     init_weights(model, config.seed)
-    updater = build_updater(model.to(device), config, World(0, 1, device))
+    updater = build_updater(model.to(device), config, world)
     if variant.provider == "compile":
         for network in model.children():
             network.compile()
@@ -74,7 +70,7 @@ def training_step(
     batch = noise_batch(clips, vocab_size).to(device)
 
     def step() -> StepWork:
-        with use_backend(_BACKENDS[variant.provider]), specialising():
+        with ops_of(variant.provider), specialising():
             inputs = objective.prepare(batch, 0)
             _, outcome = updater.update(0, lambda: objective.backward(model, inputs))
         return StepWork(outcome.valid_tokens, outcome.model_flops)
@@ -84,14 +80,18 @@ def training_step(
 
 def fused_ops(device: torch.device) -> list[str]:
     """Return the ops that the fused variant fuses on ``device``."""
-    with use_backend(_BACKENDS["fused"]):
+    with ops_of("fused"):
         return [choice.op for choice in choices(device) if choice.path == "fused"]
 
 
-def _model_and_objective(config: MaeRunConfig | ContrastiveRunConfig, world: World) -> tuple[nn.Module, Objective]:
-    if isinstance(config, MaeRunConfig):
-        return AudioMAE(config.model), MaskedReconstruction(config.objective, config, world)
-    return AudioText(config.model), ContrastiveCaptioning(config.objective, config, world, config.model.text.dropout)
+@contextlib.contextmanager
+def ops_of(provider: StepProvider) -> Iterator[None]:
+    """Run the body on the ops of a provider."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(use_backend("auto" if provider == "fused" else "reference"))
+        if provider in ("sdpa", "compile"):
+            stack.enter_context(use_rival("attention", attention_sdpa))
+        yield
 
 
 def _config(

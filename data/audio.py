@@ -16,9 +16,13 @@ import soundfile as sf
 import soxr
 
 from ..errors import InputError
+from .ogg import ogg_is_whole
 
 SAMPLE_RATE = 16_000
 """Samples per second of everything behind packing."""
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff")
+"""How the name of a file ends that is taken for audio, in lower case."""
 
 NOT_OPENED = "file cannot be opened"
 EMPTY_FILE = "empty file (0 bytes)"
@@ -40,8 +44,6 @@ _STREAMED_BYTES = 0x7FFF_0000
 # One MPEG frame: encoders disagree by that much on the count of a whole file.
 _MPEG_FRAME = 1_152
 _MAX_MEMBER_FRAMES = 3_600 * SAMPLE_RATE
-_OGG_PAGE_MAX = 27 + 255 + 255 * 255
-_OGG_END_OF_STREAM = 4
 
 
 class AudioError(InputError):
@@ -192,26 +194,8 @@ def _decode(file: sf.SoundFile, path: str | os.PathLike[str], max_seconds: float
 
 def _ends_early(file: sf.SoundFile, path: str | os.PathLike[str]) -> bool:
     if file.format == "OGG":
-        return not _ogg_is_whole(Path(path))
+        return not ogg_is_whole(Path(path))
     for declared, found in _SHORT_CHUNK.findall(file.extra_info):
         if int(found) < int(declared) < _STREAMED_BYTES:
             return True
-    return False
-
-
-def _ogg_is_whole(path: Path) -> bool:
-    """Whether the last page is complete and marked as the end of its stream (header type flag 4)."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 2 * _OGG_PAGE_MAX))
-        tail = file.read()
-    # The page mark may also occur inside a payload: walk back to one that starts a page.
-    at = tail.rfind(b"OggS")
-    while at >= 0:
-        header = tail[at : at + 27]
-        if len(header) == 27 and header[4] == 0 and header[5] < 8:
-            segments = tail[at + 27 : at + 27 + header[26]]
-            whole = len(segments) == header[26] and at + 27 + header[26] + sum(segments) <= len(tail)
-            return whole and bool(header[5] & _OGG_END_OF_STREAM)
-        at = tail.rfind(b"OggS", 0, at)
     return False

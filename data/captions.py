@@ -8,8 +8,21 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from ..errors import InputError
+
+MAX_FILE_BYTES = 1 << 29
+"""Size of a captions file that is read (512 MiB, several million captions): it is held in memory."""
+MAX_CHARACTERS = 10_000
+"""Length of a caption that is packed."""
+MAX_CLIP_CHARACTERS = 100_000
+"""Length of all captions of a clip together."""
+
+EMPTY_CAPTION = "empty caption"
+LONG_CAPTION = f"caption over {MAX_CHARACTERS} characters"
+MANY_CAPTIONS = f"captions of one file over {MAX_CLIP_CHARACTERS} characters together"
+BAD_CAPTION = "caption that is not Unicode text"
 
 _REQUIRED = ("file", "caption")
 _SYNTHETIC = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}
@@ -57,6 +70,65 @@ class CaptionTable:
         return groups
 
 
+class Captions(NamedTuple):
+    """Captions of one clip, without those that cannot be used."""
+
+    texts: tuple[str, ...]
+    """In their order, without surrounding white space."""
+    dropped: tuple[str, ...]
+    """A reason for each that is missing."""
+
+
+def usable_captions(texts: Iterable[str], room: int = MAX_CLIP_CHARACTERS) -> Captions:
+    """The captions that may be packed, as long as there is `room` (characters) for them.
+
+    The bounds keep the record of a clip small: every reader has to hold it in memory.
+    """
+    kept: list[str] = []
+    dropped: list[str] = []
+    for text in map(str.strip, texts):
+        reason = _unusable(text, room)
+        if reason:
+            dropped.append(reason)
+        else:
+            room -= len(text)
+            kept.append(text)
+    return Captions(tuple(kept), tuple(dropped))
+
+
+def _unusable(text: str, room: int) -> str:
+    if not text:
+        return EMPTY_CAPTION
+    if len(text) > MAX_CHARACTERS:
+        return LONG_CAPTION
+    if len(text) > room:
+        return MANY_CAPTIONS
+    return "" if is_utf8(text) else BAD_CAPTION
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8: JSON and file systems also give strings with lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_bounded(path: Path) -> bytes:
+    """The bytes of a captions file; raises `InputError` when it cannot be read or is over `MAX_FILE_BYTES`."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"captions file {path}: {error.strerror}; expected a readable file") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise InputError(
+            f"captions file {path}: over {MAX_FILE_BYTES} bytes; divide the corpus, pack the parts, merge the shards"
+        )
+    return data
+
+
 def normal_name(name: str) -> str:
     r"""A relative path in the form in which names are compared: Unicode NFC, `/` for `\`, no `.` or doubled `/`."""
     return str(PurePosixPath(unicodedata.normalize("NFC", name).replace("\\", "/")))
@@ -73,13 +145,10 @@ def read_captions(csv_path: str | os.PathLike[str]) -> CaptionTable:
     """Read a UTF-8 csv (a byte order mark is allowed) with the columns file, caption and, optionally, synthetic.
 
     Several rows for a file are several captions; `synthetic` is true/false/1/0/yes/no or empty. Raises `InputError`
-    when the file cannot be read, is not UTF-8, lacks a column, or has a malformed row.
+    when the file cannot be read, is over `MAX_FILE_BYTES`, is not UTF-8, lacks a column, or has a malformed row.
     """
     path = Path(csv_path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"captions file {path}: {error.strerror}; expected a readable csv file") from error
+    data = read_bounded(path)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

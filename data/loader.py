@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +34,9 @@ class LoaderConfig:
     """Clips in the global batch, over all ranks."""
     crop_seconds: float | None = None
     """Longest stretch of a clip that is used, in seconds, at a random place; None: the whole clip."""
+    fixed_seconds: float | None = None
+    """Length of every clip, in seconds, whatever `crop_seconds`: longer ones are cropped at a random place, silence
+    follows shorter ones; None: clips keep their lengths."""
     max_text_tokens: int | None = None
     """Longest caption in tokens, `<s>` and `</s>` included; None: audio only."""
     synthetic_probability: float = 0.8
@@ -53,8 +56,10 @@ class LoaderConfig:
         for name in ("batch_size", "workers", "prefetch_batches"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.crop_seconds is not None and not self.crop_seconds * SAMPLE_RATE >= 1:
-            raise InputError(f"crop_seconds is {self.crop_seconds}; expected a positive number of seconds, or None")
+        for name in ("crop_seconds", "fixed_seconds"):
+            seconds = getattr(self, name)
+            if seconds is not None and not seconds * SAMPLE_RATE >= 1:
+                raise InputError(f"{name} is {seconds}; expected a positive number of seconds, or None")
         if self.max_text_tokens is not None and self.max_text_tokens < 2:
             raise InputError(f"max_text_tokens is {self.max_text_tokens}; expected at least 2 (<s> and </s>), or None")
         for name in ("synthetic_probability", "max_bad_share"):
@@ -137,7 +142,9 @@ class Loader:
         self._config = config
         self._tokenizer = tokenizer
         self._decoder = decoder
+        self._fixed = None if config.fixed_seconds is None else round(config.fixed_seconds * SAMPLE_RATE)
         self._longest = None if config.crop_seconds is None else round(config.crop_seconds * SAMPLE_RATE)
+        self._longest = self._longest if self._fixed is None else self._fixed
         self._rows = slice(rank * rows, (rank + 1) * rows)
         self._step = 0
         self._pending: deque[Future[tuple[AudioTextBatch, list[DamagedMember]]]] = deque()
@@ -258,7 +265,7 @@ class Loader:
         return rows
 
     def _collate(self, gathered: Future[list[_Row]]) -> tuple[AudioTextBatch, list[DamagedMember]]:
-        rows = gathered.result()
+        rows = gathered.result() if self._fixed is None else [_filled(row, self._fixed) for row in gathered.result()]
         waves = [row.wave for row in rows if row.wave is not None]
         packed = pack_waves(
             waves, [row.start for row in rows], [row.frames for row in rows], pin_memory=self._config.pin_memory
@@ -268,3 +275,12 @@ class Loader:
             tokens = self._tokenizer.encode([row.caption for row in rows], self._config.max_text_tokens)
         batch = collate_packed(*packed, [row.clip.index for row in rows], tokens)
         return (batch.pin_memory() if self._config.pin_memory else batch), [m for row in rows for m in row.replaced]
+
+
+def _filled(row: _Row, frames: int) -> _Row:
+    """Let silence follow a stretch that is shorter than so many frames."""
+    if row.wave is None or row.frames >= frames:
+        return row
+    wave = np.zeros(frames, np.int16)
+    wave[: row.frames] = row.wave[row.start : row.start + row.frames]
+    return replace(row, wave=wave, start=0, frames=frames)

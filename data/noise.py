@@ -10,14 +10,22 @@ _SAMPLE_RATE = 16_000  # Hz
 _BOS, _EOS, _FIRST_WORD = 0, 2, 5  # RoBERTa's ids
 
 
-def noise_batch(clips: int, vocab_size: int, seed: int = 0, max_tokens: int = CAPTION_TOKENS[1]) -> AudioTextBatch:
-    """Clips of white noise and captions of random tokens, lengths uniform in CLIP_SECONDS and CAPTION_TOKENS.
+def noise_batch(
+    clips: int,
+    vocab_size: int,
+    seed: int = 0,
+    max_tokens: int = CAPTION_TOKENS[1],
+    *,
+    seconds: tuple[float, float] = CLIP_SECONDS,
+    tokens: tuple[int, int] = CAPTION_TOKENS,
+) -> AudioTextBatch:
+    """Clips of white noise and captions of random tokens, lengths uniform in ``seconds`` and ``tokens``.
 
     No caption is longer than ``max_tokens``.
     """
     rng = np.random.default_rng(seed)
-    samples = (rng.uniform(*CLIP_SECONDS, clips) * _SAMPLE_RATE).astype(int)
+    samples = (rng.uniform(*seconds, clips) * _SAMPLE_RATE).astype(int)
     waves = [(3000 * rng.standard_normal(n)).astype(np.int16) for n in samples]
-    lengths = rng.integers(CAPTION_TOKENS[0], CAPTION_TOKENS[1] + 1, clips).clip(max=max_tokens)
+    lengths = rng.integers(tokens[0], tokens[1] + 1, clips).clip(max=max_tokens)
     captions = [np.array([_BOS, *rng.integers(_FIRST_WORD, vocab_size, n - 2), _EOS], np.int32) for n in lengths]
     return collate(waves, np.arange(clips), captions)

@@ -1,38 +1,37 @@
-"""Packing: a folder of audio files and their captions become shards.
+"""Packing: a folder of audio and its captions become shards.
 
-Threads decode, resample and encode ahead; the calling thread writes in the order of the sorted files, so the bytes do
-not depend on the number of threads. Each range of `clips_per_shard` files is one step and has a record when it is done:
-packing that was interrupted continues with the first range that has none.
+Processes decode, resample and encode a little ahead; this one writes, in the order of the sorted names, so the bytes do
+not depend on how many they are. Each range of `clips_per_shard` files is one step and has a record when it is done:
+packing that was interrupted, however suddenly, continues with the first range that has none. Only the listing of the
+corpus is held in memory as a whole.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import soundfile as sf
 import soxr
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from ..errors import InputError
-from .audio import SAMPLE_RATE, AudioError, encode_flac_int16, printable, read_audio
-from .captions import read_captions
-from .corpus import AUDIO_SUFFIXES, Candidate, find_candidates
+from .audio import SAMPLE_RATE, printable
+from .corpus import Candidate
+from .encode import MAX_SECONDS, MIN_SECONDS
+from .layouts import Layout, Listing, list_corpus
 from .pack_report import KEPT, SKIPPED, WARNING, PackReport, ReportRow, write_report
+from .progress import progress_bar
 from .shard_writer import ShardWriter, write_atomically
-from .shards import FORMAT, INDEX_NAME, SIZES_NAME, VERSION
+from .shards_files import VERSION
+from .shards_index import ShardIndex, ShardTotals, refuse_full, shard_entry, shard_name
+from .workers import Answer, Workers
 
-MIN_SECONDS = 1.0
-MAX_SECONDS = 300.0
+CRASHED = "the decoder crashes on it"
 
 
 @dataclass
@@ -41,11 +40,32 @@ class _Range:
 
     shard: dict[str, Any] | None = None
     digests: list[str] = field(default_factory=list)
-    samples: int = 0
-    captions: int = 0
-    synthetic_captions: int = 0
-    captioned_clips: int = 0
+    totals: ShardTotals = field(default_factory=ShardTotals)
     rows: list[ReportRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """One call of `pack`."""
+
+    source: Path
+    target: Path
+    work: Path
+    """Where everything is written until it is complete."""
+    listing: Listing
+    strict: bool
+    workers: int
+    clips_per_shard: int
+    progress: bool
+
+    @property
+    def ranges(self) -> int:
+        """How many there will be."""
+        return -(-len(self.listing.candidates) // self.clips_per_shard)
+
+    def record_path(self, number: int) -> Path:
+        """Where a finished range is recorded."""
+        return self.work / "ranges" / f"{number:06d}.json"
 
 
 def pack(
@@ -53,155 +73,148 @@ def pack(
     out: str | os.PathLike[str],
     *,
     captions: str | os.PathLike[str] | None = None,
+    layout: Layout = "auto",
     strict: bool = False,
     workers: int | None = None,
     clips_per_shard: int = 512,
     progress: bool = True,
 ) -> PackReport:
-    """Pack the audio files under `audio_dir` (1 to 300 s) and their captions, a csv, into shards at `out`.
+    """Pack the audio under `audio_dir` (1 to 300 s) and its captions, which `layouts` finds, into shards at `out`.
 
-    Everything is written beside `out` and moved there at the end. Interrupted and called again with equal inputs it
-    continues; the result is the same, byte for byte, also for any number of `workers` (threads; None: one per core).
-    What cannot be used is skipped and named in `out/report.csv`; with `strict` the first such defect ends the packing.
-    `progress` shows a bar where stderr is a terminal.
+    Everything is written beside `out` and moved there at the end. Interrupted, or killed, and called again with equal
+    inputs it continues; the result is the same, byte for byte, also for any number of `workers` (processes; None: one
+    per core). What cannot be used is skipped and named in `out/report.csv`; with `strict` the first such defect ends
+    the packing. `progress` shows a bar where stderr is a terminal.
 
-    Raises `InputError` when an argument is wrong, `out` is not empty, nothing usable is there, or for a strict defect.
+    Raises `InputError` when an argument is wrong, `out` is not empty, nothing usable is there, or for a strict defect;
+    `RunError` when the processes cannot work.
     """
+    count = workers if workers is not None else os.cpu_count() or 1
+    if count < 1 or clips_per_shard < 1:
+        raise InputError(f"workers is {count} and clips_per_shard {clips_per_shard}; expected at least 1 of each")
     source, target = Path(audio_dir), Path(out).resolve()
-    threads = workers if workers is not None else os.cpu_count() or 1
-    if threads < 1 or clips_per_shard < 1:
-        raise InputError(f"workers is {threads} and clips_per_shard {clips_per_shard}; expected at least 1 of each")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise InputError(f"{target}: already there and not empty; give another directory or remove it")
-    table = read_captions(captions) if captions is not None else None
-    candidates = find_candidates(source, table)
-    if not candidates:
-        raise InputError(f"audio folder {source}: no audio files; expected {', '.join(AUDIO_SUFFIXES)}")
     work = target.with_name(f".{target.name}.packing")
-    _prepare_work(work, _plan(candidates, table.digest if table else "", clips_per_shard))
+    moved = target.is_dir() and any(target.iterdir()) and work.exists() and not (work / "shards").exists()
+    if not moved:
+        refuse_full(target)
+    listing = list_corpus(source, layout, Path(captions) if captions is not None else None)
+    packing = _Packing(source, target, work, listing, strict, count, clips_per_shard, progress)
+    if moved:
+        return _after_move(packing)
+    _prepare_work(packing)
     try:
-        ranges = _pack_ranges(work, source, candidates, strict, threads, clips_per_shard, progress)
-        report = _finish(work, source, target, ranges)
+        _pack_ranges(packing)
+        report = _finish(packing)
     except InputError:
-        shutil.rmtree(work)
+        shutil.rmtree(packing.work)
         raise
-    shutil.rmtree(work)
+    shutil.rmtree(packing.work)
     return report
 
 
-def _plan(candidates: Sequence[Candidate], captions_digest: str, clips_per_shard: int) -> bytes:
+def _plan(packing: _Packing) -> bytes:
     """A digest of everything that decides the bytes of the shards."""
     settings = {
         "version": VERSION,
-        "clips_per_shard": clips_per_shard,
+        "clips_per_shard": packing.clips_per_shard,
         "seconds": [MIN_SECONDS, MAX_SECONDS],
         "libraries": [sf.__version__, sf.__libsndfile_version__, soxr.__version__],
-        "captions": captions_digest,
-        "files": [[candidate.name, *candidate.stamp] for candidate in candidates],
+        "captions": packing.listing.digest,
     }
-    return json.dumps({"digest": hashlib.sha256(json.dumps(settings).encode()).hexdigest()}).encode()
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for candidate in packing.listing.candidates:
+        digest.update(json.dumps([candidate.name, *candidate.stamp, *candidate.audio[1:]]).encode())
+    return json.dumps({"digest": digest.hexdigest()}).encode()
 
 
-def _prepare_work(work: Path, plan: bytes) -> None:
-    plan_path = work / "plan.json"
-    if work.exists() and not (plan_path.is_file() and plan_path.read_bytes() == plan):
-        shutil.rmtree(work)
-    for folder in ("ranges", "shards"):
-        (work / folder).mkdir(parents=True, exist_ok=True)
+def _prepare_work(packing: _Packing) -> None:
+    plan, plan_path = _plan(packing), packing.work / "plan.json"
+    if packing.work.exists() and not (plan_path.is_file() and plan_path.read_bytes() == plan):
+        shutil.rmtree(packing.work)
+    # A process that was killed may have left something half done.
+    shutil.rmtree(packing.work / "scratch", ignore_errors=True)
+    for folder in ("ranges", "shards", "scratch"):
+        (packing.work / folder).mkdir(parents=True, exist_ok=True)
     write_atomically(plan_path, plan)
 
 
-def _pack_ranges(
-    work: Path,
-    source: Path,
-    candidates: Sequence[Candidate],
-    strict: bool,
-    threads: int,
-    clips_per_shard: int,
-    progress: bool,
-) -> list[_Range]:
-    ranges = _finished(work, -(-len(candidates) // clips_per_shard))
-    if strict:
-        for finished in ranges:
-            _refuse_defects(source, finished.rows)
-    start = len(ranges) * clips_per_shard
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="pack")
-    try:
-        with _progress_bar(progress) as bar:
-            task = bar.add_task("packing", total=len(candidates), completed=min(start, len(candidates)))
-            encoded = _encode_ahead(pool, candidates[start:], 2 * threads)
-            for first in range(start, len(candidates), clips_per_shard):
-                name = f"shard-{sum(done.shard is not None for done in ranges):06d}.tar"
-                current = _Range()
-                with ShardWriter(work / "shards" / name) as writer:
-                    for at in range(first, min(first + clips_per_shard, len(candidates))):
-                        rows = _add(writer, current, f"{at:09d}", candidates[at], *next(encoded))
-                        if strict:
-                            _refuse_defects(source, rows)
-                        bar.advance(task)
-                    if writer.clip_digests:
-                        _commit(writer, current, name)
-                write_atomically(_record_path(work, len(ranges)), json.dumps(vars(current)).encode())
-                ranges.append(current)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return ranges
+def _pack_ranges(packing: _Packing) -> None:
+    done = number_of_shard = 0
+    for finished in _finished(packing):
+        done += 1
+        number_of_shard += finished.shard is not None
+        if packing.strict:
+            _refuse_defects(packing.source, finished.rows)
+    candidates, size = packing.listing.candidates, packing.clips_per_shard
+    start = min(done * size, len(candidates))
+    with Workers(packing.workers) as workers, progress_bar(packing.progress) as bar:
+        task = bar.add_task("packing", total=len(candidates), completed=start)
+        answers = _answers(workers, candidates, start, str(packing.work / "scratch"))
+        for number in range(done, packing.ranges):
+            name = shard_name(number_of_shard)
+            current = _Range()
+            with ShardWriter(packing.work / "shards" / name) as writer:
+                for at in range(number * size, min((number + 1) * size, len(candidates))):
+                    rows = _add(writer, current, f"{at:09d}", candidates[at], next(answers))
+                    if packing.strict:
+                        _refuse_defects(packing.source, rows)
+                    bar.advance(task)
+                if writer.clip_digests:
+                    clips = len(writer.clip_digests)
+                    current.shard = shard_entry(name, clips, current.totals.samples, *writer.commit())
+                    current.digests = writer.clip_digests
+                    number_of_shard += 1
+            write_atomically(packing.record_path(number), json.dumps(asdict(current)).encode())
 
 
-def _finished(work: Path, count: int) -> list[_Range]:
+def _finished(packing: _Packing) -> Iterator[_Range]:
     """The ranges, from the first on, whose record and shard are there."""
-    ranges: list[_Range] = []
-    for number in range(count):
+    for number in range(packing.ranges):
         try:
-            record = json.loads(_record_path(work, number).read_bytes())
-            finished = _Range(**record | {"rows": [ReportRow(*row) for row in record["rows"]]})
+            finished = _read_record(packing.record_path(number))
             shard = finished.shard
-            if shard is not None and (work / "shards" / shard["name"]).stat().st_size != shard["bytes"]:
-                break
+            if shard is not None and (packing.work / "shards" / shard["name"]).stat().st_size != shard["bytes"]:
+                return
         except (OSError, ValueError, KeyError, TypeError):
-            break
-        ranges.append(finished)
-    return ranges
+            return
+        yield finished
 
 
-def _record_path(work: Path, number: int) -> Path:
-    return work / "ranges" / f"{number:06d}.json"
+def _records(packing: _Packing) -> Iterator[_Range]:
+    return map(_read_record, map(packing.record_path, range(packing.ranges)))
 
 
-def _encode_ahead(
-    pool: ThreadPoolExecutor, candidates: Sequence[Candidate], window: int
-) -> Iterator[tuple[bytes, int, str]]:
-    remaining = iter(candidates)
-    pending: deque[Future[tuple[bytes, int, str]]] = deque()
-    for candidate in islice(remaining, window):
-        pending.append(pool.submit(_encode, candidate))
-    while pending:
-        yield pending.popleft().result()
-        for candidate in islice(remaining, 1):
-            pending.append(pool.submit(_encode, candidate))
+def _read_record(path: Path) -> _Range:
+    record = json.loads(path.read_bytes())
+    totals, rows = ShardTotals(**record["totals"]), [ReportRow(*row) for row in record["rows"]]
+    return _Range(record["shard"], record["digests"], totals, rows)
 
 
-def _encode(candidate: Candidate) -> tuple[bytes, int, str]:
-    """FLAC bytes and samples at 16 kHz, or the reason why there are none."""
-    if candidate.defect:
-        return b"", 0, candidate.defect
-    try:
-        wave = read_audio(candidate.path, min_seconds=MIN_SECONDS, max_seconds=MAX_SECONDS)
-    except AudioError as error:
-        return b"", 0, error.reason
-    return encode_flac_int16(wave), len(wave), ""
+def _answers(workers: Workers, candidates: Sequence[Candidate], start: int, scratch: str) -> Iterator[Answer | None]:
+    """One per candidate: what the processes say, and of a candidate with a known defect that defect."""
+    rest = range(start, len(candidates))
+    jobs = (
+        {"name": c.name, "audio": c.audio, "sidecar": c.sidecar, "scratch": scratch}
+        for c in (candidates[at] for at in rest)
+        if not c.defect
+    )
+    encoded = workers.in_order("encode", jobs)
+    for at in rest:
+        yield Answer({"reason": candidates[at].defect}, b"") if candidates[at].defect else next(encoded)
 
 
 def _add(
-    writer: ShardWriter, current: _Range, key: str, candidate: Candidate, flac: bytes, samples: int, reason: str
+    writer: ShardWriter, current: _Range, key: str, candidate: Candidate, answer: Answer | None
 ) -> list[ReportRow]:
     name = printable(candidate.name)
-    rows = [ReportRow(name, WARNING, warning, "", 0.0) for warning in candidate.warnings]
-    if reason:
-        rows.append(ReportRow(name, SKIPPED, reason, "", 0.0))
+    values, flac = answer or Answer({"reason": CRASHED}, b"")
+    if values["reason"]:
+        rows = [ReportRow(name, SKIPPED, values["reason"], "", 0.0)]
     else:
+        captions = [*candidate.captions, *values["captions"]]
+        samples = values["samples"]
         record = {
-            "text": candidate.captions,
+            "text": captions,
             "synthetic_text": candidate.synthetic_captions,
             "duration": samples / SAMPLE_RATE,
             "sample_rate": SAMPLE_RATE,
@@ -209,74 +222,62 @@ def _add(
             "source": candidate.name,
         }
         writer.add(key, flac, record)
+        rows = [ReportRow(name, WARNING, reason, "", 0.0) for reason in (*candidate.warnings, *values["dropped"])]
         rows.append(ReportRow(name, KEPT, "", key, samples / SAMPLE_RATE))
-        current.samples += samples
-        current.captions += len(candidate.captions)
-        current.synthetic_captions += len(candidate.synthetic_captions)
-        current.captioned_clips += bool(candidate.captions or candidate.synthetic_captions)
+        current.totals.add(samples, len(captions), len(candidate.synthetic_captions))
     current.rows.extend(rows)
     return rows
 
 
-def _commit(writer: ShardWriter, current: _Range, name: str) -> None:
-    size, sha256 = writer.commit()
-    current.digests = writer.clip_digests
-    current.shard = {
-        "name": name,
-        "clips": len(writer.clip_digests),
-        "seconds": current.samples / SAMPLE_RATE,
-        "bytes": size,
-        "sha256": sha256,
-    }
-
-
-def _refuse_defects(source: Path, rows: Sequence[ReportRow]) -> None:
+def _refuse_defects(source: Path, rows: Iterable[ReportRow]) -> None:
     for row in rows:
         if row.status != KEPT:
             raise InputError(f"{source / row.file}: {row.reason}; repair the corpus, or pack without strict to skip it")
 
 
-def _finish(work: Path, source: Path, target: Path, ranges: Sequence[_Range]) -> PackReport:
+def _finish(packing: _Packing) -> PackReport:
     """Write the directory's own files and move it to its place."""
-    rows = [row for done in ranges for row in done.rows]
-    shards = [done.shard for done in ranges if done.shard is not None]
-    samples = sum(done.samples for done in ranges)
-    report = PackReport(
-        out=target,
-        kept=sum(shard["clips"] for shard in shards),
-        skipped=dict(Counter(row.reason for row in rows if row.status == SKIPPED).most_common()),
-        warnings=dict(Counter(row.reason for row in rows if row.status == WARNING).most_common()),
-        seconds=samples / SAMPLE_RATE,
-    )
-    if not shards:
+    report = _report(packing)
+    if not report.kept:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in report.skipped.items())
-        raise InputError(f"audio folder {source}: none of {len(rows)} files is usable ({reasons}); expected 1 to 300 s")
-    index = {
-        "format": FORMAT,
-        "version": VERSION,
-        "sample_rate": SAMPLE_RATE,
-        "clips": report.kept,
-        "captions": sum(done.captions for done in ranges),
-        "synthetic_captions": sum(done.synthetic_captions for done in ranges),
-        "captioned_clips": sum(done.captioned_clips for done in ranges),
-        "seconds": report.seconds,
-        "fingerprint": hashlib.sha256("".join(d for done in ranges for d in done.digests).encode()).hexdigest(),
-        "shards": shards,
-    }
-    folder = work / "shards"
-    write_report(folder, rows)
-    write_atomically(folder / SIZES_NAME, json.dumps({shard["name"]: shard["clips"] for shard in shards}).encode())
-    write_atomically(folder / INDEX_NAME, json.dumps(index, indent=1).encode())
-    folder.rename(target)
+        files = sum(report.skipped.values())
+        raise InputError(
+            f"audio folder {packing.source}: none of {files} files is usable ({reasons}); expected 1 to 300 s"
+        )
+    index, folder = ShardIndex(), packing.work / "shards"
+    for done in _records(packing):
+        if done.shard is not None:
+            index.add(done.shard, done.totals, done.digests)
+    write_report(folder, (row for done in _records(packing) for row in done.rows))
+    index.write(folder)
+    folder.rename(packing.target)
     return report
 
 
-class _FilesPerSecond(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} files/s" if task.speed else "")
+def _report(packing: _Packing) -> PackReport:
+    skipped: Counter[str] = Counter()
+    warnings: Counter[str] = Counter()
+    kept = samples = 0
+    for done in _records(packing):
+        skipped.update(row.reason for row in done.rows if row.status == SKIPPED)
+        warnings.update(row.reason for row in done.rows if row.status == WARNING)
+        kept += len(done.digests)
+        samples += done.totals.samples
+    return PackReport(
+        out=packing.target,
+        kept=kept,
+        skipped=dict(skipped.most_common()),
+        warnings=dict(warnings.most_common()),
+        seconds=samples / SAMPLE_RATE,
+        layout=packing.listing.how,
+    )
 
 
-def _progress_bar(wanted: bool) -> Progress:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _FilesPerSecond())
-    return Progress(*columns, TimeRemainingColumn(), console=console, disable=not (wanted and console.is_terminal))
+def _after_move(packing: _Packing) -> PackReport:
+    """The report of a packing that was killed when all was in place but its own traces."""
+    plan_path = packing.work / "plan.json"
+    if not (plan_path.is_file() and plan_path.read_bytes() == _plan(packing)):
+        raise InputError(f"{packing.target}: already there, made of other files; give another directory or remove it")
+    report = _report(packing)
+    shutil.rmtree(packing.work)
+    return report

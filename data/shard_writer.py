@@ -5,10 +5,13 @@ import json
 import os
 import tarfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 _BLOCK = tarfile.BLOCKSIZE
+_HASH_BYTES = 1 << 20
 
 
 class ShardWriter:
@@ -36,6 +39,10 @@ class ShardWriter:
     def add(self, key: str, flac: bytes, record: dict[str, Any]) -> None:
         """Append a clip: its FLAC bytes and its json record, which gets the CRC-32 of the bytes as `flac_crc32`."""
         text = json.dumps(record | {"flac_crc32": zlib.crc32(flac)}, ensure_ascii=False).encode()
+        self.add_members(key, flac, text)
+
+    def add_members(self, key: str, flac: bytes, text: bytes) -> None:
+        """Append a clip: the bytes of its two members."""
         components = []
         for extension, data in (("flac", flac), ("json", text)):
             name = f"{key}.{extension}"
@@ -71,11 +78,27 @@ class ShardWriter:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a whole file: a reader, and a machine that lost power, sees the old one or the new one."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that gets its name at the end, complete and on disk."""
     unfinished = path.with_name(path.name + ".tmp")
     with unfinished.open("wb") as file:
-        file.write(data)
+        yield file
         _sync(file)
     unfinished.replace(path)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _sync(file: BinaryIO) -> None:

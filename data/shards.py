@@ -9,7 +9,6 @@ clips, not on how they are divided into tars.
 
 import json
 import os
-import re
 import threading
 import zlib
 from collections import OrderedDict
@@ -23,16 +22,9 @@ import numpy as np
 
 from ..errors import InputError
 from .audio import SAMPLE_RATE, AudioError, decode_flac_int16
+from .shards_files import BLOCK, INDEX_NAME, is_header, read_idx, read_index, stray_files
 
-FORMAT = "cacophony-shards"
-VERSION = 2
-INDEX_NAME = "index.json"
-SIZES_NAME = "sizes.json"
-
-_SHARD_NAME = re.compile(r"shard-[0-9]{6,9}\.tar", re.ASCII)
-_COUNTS = ("clips", "captions", "synthetic_captions", "captioned_clips")
 _MAX_OPEN = 256
-_MAX_WORD = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +77,7 @@ class Shards:
         self.has_captions: bool = 0 < index["clips"] == index["captioned_clips"]
         """Whether every clip has at least one caption of either kind."""
         self._tars = [path / shard["name"] for shard in index["shards"]]
-        tables = [_read_idx(tar, shard) for tar, shard in zip(self._tars, index["shards"], strict=True)]
+        tables = [read_idx(tar, shard) for tar, shard in zip(self._tars, index["shards"], strict=True)]
         self._first_clip = np.cumsum([0, *(len(keys) for keys, _ in tables)])
         self._keys = np.concatenate([keys for keys, _ in tables])
         self._spans = np.concatenate([spans for _, spans in tables])
@@ -96,10 +88,14 @@ class Shards:
     def open(cls, path: str | os.PathLike[str]) -> "Shards":
         """Open a directory that `cacophony pack` wrote.
 
-        Raises `InputError` when it is none, is of another version, or a shard is missing or of the wrong size.
+        Raises `InputError` when it is none, is of another version, a shard is missing, half written or not in the
+        index, or an `.idx` cannot be the one of its tar.
         """
         folder = Path(path)
-        return cls(folder, _read_index(folder))
+        index = read_index(folder)
+        for name in stray_files(folder, index):
+            raise InputError(f"{folder / name}: not in {INDEX_NAME}; remove it, or pack or merge again")
+        return cls(folder, index)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -172,6 +168,10 @@ class Shards:
         except AudioError as error:
             self._damaged(i, "flac", error.reason)
 
+    def members(self, i: int) -> tuple[bytes, bytes]:
+        """The bytes of the flac and of the json member of clip `i`; raises as `read` does."""
+        return self._member(i, flac=True), self._member(i, flac=False)
+
     def captions(self) -> Iterator[str]:
         """Every caption, clip by clip, those that people wrote before the synthetic ones."""
         for i in range(len(self)):
@@ -187,14 +187,17 @@ class Shards:
         try:
             fd = self._descriptor(shard)
             try:
-                data = os.pread(fd, size, offset)
+                data = os.pread(fd, BLOCK + size, offset - BLOCK)
             finally:
                 os.close(fd)
         except OSError as error:
             raise InputError(f"{self._tars[shard]}: {error.strerror}; pack again") from error
-        if len(data) != size:
-            self._damaged(i, "flac" if flac else "json", f"{len(data)} of {size} bytes are there", source)
-        return data
+        extension = "flac" if flac else "json"
+        if len(data) != BLOCK + size:
+            self._damaged(i, extension, f"{max(0, len(data) - BLOCK)} of {size} bytes are there", source)
+        if not is_header(data[:BLOCK], self._keys[i] + b"." + extension.encode(), size):
+            self._damaged(i, extension, "the tar has another member there than the idx says", source)
+        return data[BLOCK:]
 
     def _descriptor(self, shard: int) -> int:
         """A duplicate that the caller closes: the original may be closed by another thread meanwhile."""
@@ -211,75 +214,3 @@ class Shards:
 
     def _damaged(self, i: int, extension: str, reason: str, source: str = "") -> NoReturn:
         raise DamagedMember(self._tars[self._shard_of(i)], f"{self._keys[i].decode()}.{extension}", reason, i, source)
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    path = folder / INDEX_NAME
-    try:
-        index = json.loads(path.read_bytes())
-        if not isinstance(index, dict) or index.get("format") != FORMAT:
-            raise ValueError(f"format is not {FORMAT}")
-    except OSError as error:
-        raise InputError(f"{folder}: not a packed directory (no readable {INDEX_NAME}); run cacophony pack") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not the index of a packed directory ({error}); run cacophony pack") from error
-    if index.get("version") != VERSION:
-        raise InputError(
-            f"{path}: version is {index.get('version')!r}; expected {VERSION}: pack again with this release"
-        )
-    problem = _index_problem(index)
-    if problem:
-        raise InputError(f"{path}: {problem}; pack again")
-    return index
-
-
-def _index_problem(index: dict[str, Any]) -> str:
-    if index.get("sample_rate") != SAMPLE_RATE:
-        return f"sample_rate is {index.get('sample_rate')!r}, expected {SAMPLE_RATE}"
-    if not isinstance(index.get("fingerprint"), str) or not isinstance(index.get("seconds"), int | float):
-        return "fingerprint or seconds is missing"
-    shards = index.get("shards")
-    if any(not isinstance(index.get(name), int) for name in _COUNTS) or not isinstance(shards, list) or not shards:
-        return f"{', '.join(_COUNTS)} or shards is missing"
-    for shard in shards:
-        if not isinstance(shard, dict) or not _SHARD_NAME.fullmatch(str(shard.get("name"))):
-            return "a shard has no name such as shard-000000.tar"
-        if any(not isinstance(shard.get(name), int) or shard[name] < 1 for name in ("clips", "bytes")):
-            return f"{shard['name']} has no clips or bytes"
-    if sum(shard["clips"] for shard in shards) != index["clips"]:
-        return "clips is not the sum over the shards"
-    return ""
-
-
-def _read_idx(tar: Path, shard: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Keys, bytes `[N]`, and (flac offset, flac size, json offset, json size), int64 `[N, 4]`, of one shard."""
-    idx = tar.with_suffix(".idx")
-    try:
-        tar_bytes = tar.stat().st_size
-        words = idx.read_bytes().split()
-    except OSError as error:
-        raise InputError(f"{error.filename}: {error.strerror}; copy the shard again, or pack again") from error
-    if tar_bytes != shard["bytes"]:
-        raise InputError(f"{tar}: {tar_bytes} bytes, expected {shard['bytes']}; copy the shard again, or pack again")
-    clips = shard["clips"]
-    header = [b"v1.2", str(clips).encode()]
-    if len(words) != 2 + 8 * clips or words[:2] != header or max(map(len, words)) > _MAX_WORD:
-        raise InputError(f"{idx}: not an index of {clips} clips; copy the shard again, or pack again")
-    columns = [words[at::8] for at in range(2, 10)]
-    keys = [name.removesuffix(b".flac") for name in columns[3]]
-    named = (
-        all(map(bytes.isalnum, keys))
-        and columns[0] == [b"flac"] * clips
-        and columns[3] == [key + b".flac" for key in keys]
-        and columns[4] == [b"json"] * clips
-        and columns[7] == [key + b".json" for key in keys]
-    )
-    try:
-        spans = np.array([list(map(int, columns[at])) for at in (1, 2, 5, 6)], np.int64).T
-        # First each number alone, so that the sum cannot overflow.
-        inside = ((spans >= 0) & (spans <= tar_bytes)).all() and (spans[:, ::2] + spans[:, 1::2] <= tar_bytes).all()
-    except (ValueError, OverflowError):
-        spans, inside = np.zeros((0, 4), np.int64), False
-    if not (named and inside):
-        raise InputError(f"{idx}: a member is misnamed or outside the tar; copy the shard again, or pack again")
-    return np.array(keys), spans

@@ -5,7 +5,6 @@ from torch import nn
 
 from ..models.audio_mae import AudioMAE
 from ..models.audio_text import AudioText
-from ..models.model_directory import build_network
 from .config import ContrastiveRunConfig, MaeRunConfig, RunConfig
 from .contrastive_captioning import ContrastiveCaptioning
 from .distributed import World
@@ -20,7 +19,7 @@ AnyUpdater = Updater | PerTensorUpdater
 
 def build_model(config: Config) -> AudioMAE | AudioText:
     """Build the network of a run on the host, its weights uninitialised."""
-    return build_network(config.model)
+    return AudioMAE(config.model) if isinstance(config, MaeRunConfig) else AudioText(config.model)
 
 
 def build_objective(config: Config, world: World) -> Objective:

@@ -1,11 +1,10 @@
-"""The commands about runs: train, evaluate, embed, caption, doctor. A command's arguments are its flags."""
+"""The commands about runs: train, embed, caption, doctor. A command's arguments are its flags."""
 
 import argparse
 import importlib.metadata
 import os
 import platform
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,13 @@ import tyro
 from ..data.audio import printable
 from ..data.dali import choose_decoder
 from ..errors import InputError
-from ..json_file import check_writable, write_json
+from ..json_file import check_writable
 from ..kernels import backend
 from ..kernels.attention_providers.choice import report
 from ..kernels.linear_choice import linear_report
+from ..kernels.native import native_library
 from ..models.config_io import merge, read_toml
 from .config import RUN_CONFIGS, ContrastiveRunConfig, MaeRunConfig, Stage
-from .evaluate.retrieval import evaluate_retrieval
-from .evaluate.retrieval_metrics import format_table
 from .flags import parse_flags
 from .inference import Cacophony, Method, load
 from .presets import preset as preset_named
@@ -135,32 +133,6 @@ def train_command(stage: Stage, argv: Sequence[str]) -> int:
     return NOT_SAVED if finished.failed_saves else code
 
 
-def retrieval_command(
-    run: tyro.conf.Positional[Path],
-    /,
-    *,
-    data: Path,
-    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
-    device: str = "auto",
-) -> int:
-    """Rank clips for captions and captions for clips: R@1/5/10 and mAP@10 in both directions.
-
-    Args:
-        run: Stage-2 run, or a converted checkpoint.
-        data: Directory written by `cacophony pack`, with captions.
-        json_file: File to write the same figures to as JSON.
-        device: cpu, cuda, …; auto takes a GPU where there is one.
-    """
-    if json_file is not None:
-        check_writable(json_file)
-    model = load(run, device=device)
-    result = evaluate_retrieval(model, data, progress=sys.stderr.isatty())
-    print(format_table(result.metrics))
-    if json_file is not None:
-        write_json(json_file, result.metrics)
-    return 0
-
-
 def embed_command(
     run: tyro.conf.Positional[Path],
     files: tyro.conf.Positional[tuple[Path, ...]],
@@ -234,9 +206,16 @@ def doctor_command() -> int:
         ("flash-attn", "extra flash"),
         ("xformers", "extra xformers"),
         ("nvidia-dali-cuda130", "extra dali"),
+        ("mteb", "extra evaluate"),
+        ("sed-eval", "extra evaluate"),
+        ("umap-learn", "extra evaluate"),
         ("pytest-benchmark", "extra bench"),
+        ("pycocoevalcap", "extra evaluate"),
     ):
         print(f"{package} ({purpose}): {_version(package)}")
+    for kind in ("cpu", "cuda"):
+        library = native_library(kind)
+        print(f"native library for {kind}: {'none, ' if library.handle is None else ''}{library.about}")
     for device in devices:
         print(choose_decoder("auto", device.type, threads=1)[1])
         print(f"ops on {device} (backend {backend.current_backend()}):")

@@ -21,6 +21,8 @@ Precision = Literal["fp32", "bf16"]
 
 Blocks = Literal["auto", "by_hand", "autograd"]
 
+AudioInit = Literal["init", "random"]
+
 RANDOM_TEXT = "random"
 
 
@@ -54,9 +56,16 @@ class LoadingConfig:
     """Batches prepared ahead of the one in use."""
     max_bad_share: float = 0.05
     """Share of an epoch's clips that may be damaged, and are replaced by others, before the run stops."""
+    fixed_seconds: float = 0.0
+    """Make every clip exactly this long: a longer one is cropped at a random place, a shorter one is followed by
+    silence, which counts as sound. 0 leaves clips their own lengths."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _require(
+            self.fixed_seconds == 0.0 or self.fixed_seconds >= 0.2,
+            f"data.fixed_seconds is {self.fixed_seconds}; expected at least 0.2, or 0 for clips of their own lengths",
+        )
         _require(self.workers >= 1, f"data.workers is {self.workers}; expected at least 1")
         _require(self.prefetch_batches >= 1, f"data.prefetch_batches is {self.prefetch_batches}; expected at least 1")
         _require(0.0 <= self.max_bad_share <= 1.0, f"data.max_bad_share is {self.max_bad_share}; expected 0 to 1")
@@ -67,7 +76,7 @@ class MaeDataConfig(LoadingConfig):
     """Stage 1's input: audio only."""
 
     crop_seconds: float = 15.0
-    """Longer clips are cropped to this many seconds, at a random place each epoch."""
+    """Longer clips are cropped to this many seconds, at a random place each epoch; fixed_seconds goes before it."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -78,7 +87,7 @@ class MaeDataConfig(LoadingConfig):
     @property
     def max_patches(self) -> int:
         """Patches of the longest crop."""
-        return num_patches(round(self.crop_seconds * SAMPLE_RATE))
+        return num_patches(round((self.fixed_seconds or self.crop_seconds) * SAMPLE_RATE))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,6 +342,9 @@ class ContrastiveRunConfig(RunConfig):
     """The loss."""
     micro_batch_text_tokens: int = 0
     """Caption tokens of one forward pass on one rank, where micro_batch_tokens is set, as that counts patches."""
+    audio_init: AudioInit = "init"
+    """First weights of the audio encoder: what --init gives (random where it is left out), or "random", which refuses
+    an --init."""
     text_init: str = RANDOM_TEXT
     """First weights of the text encoder: "random", or a RoBERTa, in a local directory or on the Hugging Face hub."""
 

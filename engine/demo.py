@@ -9,9 +9,10 @@ from ..data.pack import pack
 from ..data.synthetic import Corpus, make_corpus
 from ..json_file import write_json
 from .config import ContrastiveRunConfig, MaeRunConfig, Stage
+from .embedding_figures import embedding_map, modality_gap
+from .evaluate.datasets.packed import read_packed
 from .evaluate.retrieval import evaluate_retrieval
 from .evaluate.retrieval_metrics import format_table
-from .figures import embedding_map, modality_gap
 from .inference import load
 from .presets import demo_stage1, demo_stage2
 from .reconstruction import draw_reconstruction
@@ -55,20 +56,20 @@ def _train(stage: Stage, config: MaeRunConfig | ContrastiveRunConfig, out: Path,
 
 def _show(out: Path, corpus: Corpus) -> None:
     model = load(out / "contrastive")
-    result = evaluate_retrieval(model, out / "test-shards", progress=False)
-    write_json(out / "retrieval.json", result.metrics)
+    result = evaluate_retrieval(model, read_packed(out / "test-shards"), progress=False)
+    write_json(out / "retrieval.json", result.record())
     print(f"\nretrieval on {result.metrics['clips']} held-out clips, whose combinations were never trained on:")
     print(format_table(result.metrics))
 
     pictures = [out / "mae" / "loss.png", out / "contrastive" / "loss.png"]
     pictures += [out / "reconstruction.png", out / "embeddings.png"]
     draw_reconstruction(out / "mae", out / "test-shards", 0, pictures[2])
-    labels = [corpus.attributes[source]["source"] for source in result.sources]
+    names = [clip.name for clip in result.corpus.clips]
+    labels = [corpus.attributes[name]["source"] for name in names]
     embedding_map(pictures[3], result.audio_embeddings, result.text_embeddings, labels)
     print(f"\nmodality gap {modality_gap(result.audio_embeddings, result.text_embeddings):.2f}")
     files = [
-        next(file for file in result.sources if corpus.attributes[file]["source"] == source)
-        for source in CAPTIONED_SOURCES
+        next(name for name in names if corpus.attributes[name]["source"] == source) for source in CAPTIONED_SOURCES
     ]
     captions = model.caption([corpus.test_dir / file for file in files])
     print("\ncaptions of held-out clips:")

@@ -1,29 +1,18 @@
-"""Figures of a run, as PNG files: loss curves, the map of both modalities, and a masked reconstruction.
+"""Figures of a run and of a corpus, as PNG files: loss curves, a masked reconstruction, lengths."""
 
-Only matplotlib's object interface is used, so nothing needs a display and no state outlives a call.
-"""
-
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .drawing import COLOURS, FAINT, GRID, INK, plain, save
 
-_DPI = 120
-_INK, _FAINT, _GRID = "#22262b", "#8a9099", "#e6e8eb"
-_COLOURS = (
-    "#2f6fb0", "#d9662b", "#3a9158", "#b8434e", "#7a5aa6", "#a8842c", "#2a9d9d", "#c86a9f", "#6b7a3a", "#5b6675",
-)  # fmt: skip
 _LEARNING_RATE = "learning_rate"
-_MAX_PAIR_LINES = 60
+_MAX_TOKEN_BINS = 100
 _FRAME_S = 0.01
 _MEL_BANDS = 128
 _TICKS_KHZ = (0.5, 1, 2, 4, 6)
@@ -58,7 +47,7 @@ def loss_curves(path: str | Path, steps: Sequence[float], series: Mapping[str, S
         axes, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         axes.tick_params(labelbottom=False)
     for index, (name, numbers) in enumerate(values.items()):
-        colour, kept = _COLOURS[index % len(_COLOURS)], np.isfinite(numbers)
+        colour, kept = COLOURS[index % len(COLOURS)], np.isfinite(numbers)
         smooth = _smoothed(numbers[kept]) if kept.any() else numbers[kept]
         axes.plot(x[kept], numbers[kept], color=colour, linewidth=0.7, alpha=0.35)
         label = f"{name}  {smooth[-1]:.4g}" if kept.any() else f"{name}  (no finite value)"
@@ -69,91 +58,23 @@ def loss_curves(path: str | Path, steps: Sequence[float], series: Mapping[str, S
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    _plain(axes)
-    axes.set_title(title, loc="left", color=_INK, fontsize=13, fontweight="bold", pad=10)
-    axes.set_ylabel("loss", color=_INK)
+    plain(axes)
+    axes.set_title(title, loc="left", color=INK, fontsize=13, fontweight="bold", pad=10)
+    axes.set_ylabel("loss", color=INK)
     if values:
-        axes.legend(frameon=False, fontsize=9, loc="upper right", labelcolor=_INK)
+        axes.legend(frameon=False, fontsize=9, loc="upper right", labelcolor=INK)
     if rate is not None:
         kept = np.isfinite(rate)
-        bottom.fill_between(x[kept], rate[kept], color=_FAINT, alpha=0.2, linewidth=0)
-        bottom.plot(x[kept], rate[kept], color=_FAINT, linewidth=1.4)
+        bottom.fill_between(x[kept], rate[kept], color=FAINT, alpha=0.2, linewidth=0)
+        bottom.plot(x[kept], rate[kept], color=FAINT, linewidth=1.4)
         bottom.set_ylim(bottom=0)
         bottom.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
-        bottom.yaxis.get_offset_text().set(fontsize=8, color=_FAINT)
-        bottom.set_ylabel("learning\nrate", color=_INK)
-        _plain(bottom)
-    bottom.set_xlabel("step", color=_INK)
+        bottom.yaxis.get_offset_text().set(fontsize=8, color=FAINT)
+        bottom.set_ylabel("learning\nrate", color=INK)
+        plain(bottom)
+    bottom.set_xlabel("step", color=INK)
     bottom.margins(x=0.01)
-    _save(figure, path)
-
-
-def modality_gap(audio_embeddings: NDArray[np.floating], text_embeddings: NDArray[np.floating]) -> float:
-    """Distance between the mean of the audio embeddings `[N, D]` and the mean of the text embeddings `[M, D]`.
-
-    Raises:
-        InputError: a shape does not fit, or one side has no rows.
-    """
-    audio, text = np.asarray(audio_embeddings, np.float64), np.asarray(text_embeddings, np.float64)
-    if audio.ndim != 2 or text.ndim != 2 or audio.shape[1] != text.shape[1] or not len(audio) or not len(text):
-        raise InputError(f"embeddings have shapes {audio.shape} and {text.shape}; expected rows [N, D], [M, D]")
-    return float(np.linalg.norm(audio.mean(axis=0) - text.mean(axis=0)))
-
-
-def embedding_map(
-    path: str | Path,
-    audio_embeddings: NDArray[np.floating],
-    text_embeddings: NDArray[np.floating],
-    labels: Sequence[str],
-) -> None:
-    """Draw both modalities on their first two common principal components, with the modality gap in the title.
-
-    Audio is a circle, text a cross, coloured by label; thin lines join up to 60 pairs. Pairs with a value that is not
-    finite are left out.
-
-    Args:
-        path: PNG file to write; replaced at once when complete.
-        audio_embeddings: float `[N, D]`.
-        text_embeddings: float `[N, D]`, row i the pair of audio row i.
-        labels: N labels; beyond ten different ones, colours repeat.
-
-    Raises:
-        InputError: shapes differ, D is below 2, or no pair is finite.
-    """
-    audio, text = np.asarray(audio_embeddings, np.float64), np.asarray(text_embeddings, np.float64)
-    if audio.shape != text.shape or audio.ndim != 2 or audio.shape[1] < 2 or len(labels) != len(audio):
-        raise InputError(
-            f"embeddings have shapes {audio.shape} and {text.shape} for {len(labels)} labels; expected [N, D], D > 1"
-        )
-    kept = np.flatnonzero(np.isfinite(np.concatenate([audio, text], axis=1)).all(axis=1))
-    if not len(kept):
-        raise InputError("no pair of embeddings is finite; the model that made them cannot be drawn")
-    audio, text = audio[kept], text[kept]
-    names = [labels[i] for i in kept.tolist()]
-    colour_of = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(sorted(set(names)))}
-    colours = [colour_of[name] for name in names]
-    points, explained = _principal_plane(np.concatenate([audio, text]))
-    audio_xy, text_xy = points[: len(audio)], points[len(audio) :]
-
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    axes = figure.add_subplot()
-    for i in np.unique(np.linspace(0, len(audio) - 1, _MAX_PAIR_LINES).astype(int)):
-        axes.plot(*np.stack([audio_xy[i], text_xy[i]]).T, color=colours[i], linewidth=0.7, alpha=0.45, zorder=1)
-    axes.scatter(*audio_xy.T, s=34, c=colours, marker="o", alpha=0.8, edgecolors="white", linewidths=0.6, zorder=2)
-    axes.scatter(*text_xy.T, s=34, c=colours, marker="x", alpha=0.9, linewidths=1.4, zorder=3)
-    axes.set_aspect("equal", adjustable="datalim")
-    title = f"Audio and text embeddings, modality gap {modality_gap(audio, text):.3f}"
-    axes.set_title(title, loc="left", color=_INK, fontsize=13, fontweight="bold", pad=10)
-    axes.set_xlabel(f"first component ({explained[0]:.0%} of variance)", color=_INK)
-    axes.set_ylabel(f"second component ({explained[1]:.0%})", color=_INK)
-    _plain(axes)
-    handles = [
-        Line2D([], [], linestyle="", marker="o", color=_INK, markersize=6, label="audio"),
-        Line2D([], [], linestyle="", marker="x", color=_INK, markersize=6, markeredgewidth=1.4, label="text"),
-        *(Line2D([], [], linestyle="", marker="s", color=colour, label=name) for name, colour in colour_of.items()),
-    ]
-    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9, labelcolor=_INK)
-    _save(figure, path)
+    save(figure, path)
 
 
 def mel_reconstruction(
@@ -185,7 +106,7 @@ def mel_reconstruction(
     }
     images = []
     for axes, (title, values) in zip(panels, contents.items(), strict=True):
-        axes.set_facecolor(_GRID)
+        axes.set_facecolor(GRID)
         image = axes.imshow(
             np.ma.masked_invalid(values.T),
             origin="lower",
@@ -197,17 +118,55 @@ def mel_reconstruction(
             extent=(0, len(target) * _FRAME_S, 0, _MEL_BANDS),
         )
         images.append(image)
-        axes.set_title(title, loc="left", color=_INK, fontsize=11, fontweight="bold")
+        axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
         axes.set_yticks([_band(1000 * khz) for khz in _TICKS_KHZ], [f"{khz:g}" for khz in _TICKS_KHZ])
-        axes.tick_params(colors=_FAINT, labelcolor=_INK, labelsize=9, length=3)
+        axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=9, length=3)
         axes.spines[:].set_visible(False)
-    panels[1].set_ylabel("frequency, kHz", color=_INK)
-    panels[2].set_xlabel("time, s", color=_INK)
+    panels[1].set_ylabel("frequency, kHz", color=INK)
+    panels[2].set_xlabel("time, s", color=INK)
     bar = figure.colorbar(images[0], ax=panels, shrink=0.5, aspect=30, pad=0.015)
-    bar.set_label("log-mel", color=_INK)
+    bar.set_label("log-mel", color=INK)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(colors=_FAINT, labelcolor=_INK, labelsize=8, length=2)
-    _save(figure, path)
+    bar.ax.tick_params(colors=FAINT, labelcolor=INK, labelsize=8, length=2)
+    save(figure, path)
+
+
+def corpus_histograms(path: str | Path, seconds: NDArray[np.floating], tokens: NDArray[np.integer]) -> None:
+    """Draw how long clips are and how many tokens captions have; without captions the lengths alone.
+
+    Args:
+        path: PNG file to write; replaced at once when complete.
+        seconds: duration of each clip, `[N]`.
+        tokens: tokens of each caption, `[M]`.
+
+    Raises:
+        InputError: there are no clips.
+    """
+    if not len(seconds):
+        raise InputError("no clips, so there is nothing to draw")
+    figure = Figure(figsize=(8, 5.6 if len(tokens) else 3.2), layout="constrained")
+    panels = figure.subplots(2 if len(tokens) else 1, 1, squeeze=False)[:, 0]
+    # Clips are a second to minutes long, and most corpora cut theirs to one length: even steps of the logarithm.
+    edges = np.geomspace(min(seconds), max(max(seconds), 1.001 * min(seconds)), 61)
+    panels[0].hist(seconds, edges, color=COLOURS[0])
+    panels[0].set_xscale("log")
+    panels[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panels[0].xaxis.set_minor_formatter(NullFormatter())
+    panels[0].set(xlabel="seconds", ylabel="clips")
+    hours = np.sum(seconds, dtype=np.float64) / 3600
+    titles = [f"{len(seconds)} clips, {hours:.2f} h, median {np.median(seconds):.1f} s"]
+    if len(tokens):
+        width = -(-int(tokens.max()) // _MAX_TOKEN_BINS)
+        panels[1].hist(tokens, np.arange(0.5, tokens.max() + width, width), color=COLOURS[1])
+        panels[1].set(xlabel="tokens, <s> and </s> included", ylabel="captions")
+        titles.append(f"{len(tokens)} captions, {tokens.mean():.1f} tokens on average")
+    for axes, title in zip(panels, titles, strict=True):
+        plain(axes)
+        axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
+        axes.xaxis.label.set_color(INK)
+        axes.yaxis.label.set_color(INK)
+    save(figure, path)
 
 
 def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -219,37 +178,7 @@ def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return total / weight
 
 
-def _principal_plane(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Rows `[N, D]` on their first two principal components `[N, 2]`, and each one's share of the variance `[2]`."""
-    centred = rows - rows.mean(axis=0)
-    left, scale, right = np.linalg.svd(centred, full_matrices=False)
-    # The SVD leaves signs open: fixed, so that maps of successive epochs do not flip.
-    signs = np.sign(right[np.arange(2), np.abs(right[:2]).argmax(axis=1)])
-    return left[:, :2] * scale[:2] * signs, scale[:2] ** 2 / max(np.sum(scale**2), 1e-30)
-
-
 def _band(hz: float) -> float:
     """Where a frequency lies on the axis of mel bands: the centre of band b is at b + 0.5."""
     # The front-end's bands have 130 edges, even in mel from 0 to 8 kHz; band 0 is centred on the second.
     return 129 * np.log1p(hz / 700) / np.log1p(8000 / 700) - 0.5
-
-
-def _plain(axes: Axes) -> None:
-    """A light grid behind the data and no frame."""
-    axes.set_axisbelow(True)
-    axes.grid(color=_GRID, linewidth=0.8)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(which="both", colors=_FAINT, labelcolor=_INK, labelsize=9, length=0)
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    """Write under another name first, so that a reader never meets half a picture."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            FigureCanvasAgg(figure).print_figure(file, format="png", dpi=_DPI)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.audio import read_audio
+from ..data.audio import SAMPLE_RATE, probe_seconds, read_audio
 from ..data.tokens import TOKENIZER_FILE, CaptionTokenizer
 from ..errors import InputError
 from ..kernels.layout import Packed, Patches, pad, padded_layout
+from ..kernels.log_mel import FREQ_PATCHES, HOP, PATCH_SIDE
 from ..models.audio_text import AudioText
 from ..models.clip_patches import clip_patches, mono_wave
 from ..models.config import MAX_PATCHES, AudioTextConfig
@@ -23,6 +24,10 @@ from .distributed import choose_device
 Audio = str | Path | np.ndarray | Tensor
 Text = str | Sequence[int]
 Method = Literal["sample", "greedy", "beam"]
+
+BATCH_SIZE = 64
+_TOKENS_AT_ONCE = 24_000
+_TOKENS_AT_ONCE_ON_CPU = 2_048  # more gain nothing there: it is short clips that waste time one by one
 
 
 class Cacophony:
@@ -35,11 +40,12 @@ class Cacophony:
         max_text_tokens: int,
         device: torch.device,
         max_patches: int = MAX_PATCHES,
-        batch_size: int = 16,
+        batch_size: int = BATCH_SIZE,
     ) -> None:
         """Take a model already on ``device``; longer clips are seen through ``max_patches`` of their patches.
 
-        Without a ``tokenizer`` text goes in and comes out as token ids.
+        At most ``batch_size`` clips or texts go through it at once, fewer where they are long. Without a ``tokenizer``
+        text goes in and comes out as token ids.
         """
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -56,7 +62,7 @@ class Cacophony:
         InputError for a file that cannot be read.
         """
         embeddings = np.zeros((len(audio), self.model.config.projection_width), np.float32)
-        for rows in self._batches(len(audio)):
+        for rows in self._batches([_patch_count(clip, self.max_patches) for clip in audio]):
             _, embedding = self.model.encode_audio(self._patches([audio[i] for i in rows]))
             embeddings[rows] = embedding.float().cpu().numpy()
         return embeddings
@@ -68,8 +74,9 @@ class Cacophony:
         Raises InputError for a string where there is no tokenizer, and for ids outside the vocabulary.
         """
         embeddings = np.zeros((len(texts), self.model.config.projection_width), np.float32)
-        for rows in self._batches(len(texts)):
-            tokens = [self._tokens(texts[i]) for i in rows]
+        all_tokens = [self._tokens(text) for text in texts]
+        for rows in self._batches([len(t) for t in all_tokens]):
+            tokens = [all_tokens[i] for i in rows]
             packed = Packed.from_lengths([len(t) for t in tokens], self.device)
             layout = padded_layout(packed)
             token_ids = pad(torch.from_numpy(np.concatenate(tokens)).long().to(self.device), packed)
@@ -112,15 +119,16 @@ class Cacophony:
             raise InputError(f"beams is {beams}; expected at least 1")
         heat = 0.0 if method == "greedy" else temperature
         max_length = min(MAX_LENGTH, self.model.config.text.max_positions)
-        captions: list[list[int]] = []
-        for rows in self._batches(len(audio)):
+        captions: list[list[int]] = [[] for _ in audio]
+        for rows in self._batches([_patch_count(clip, self.max_patches) for clip in audio]):
             patches = self._patches([audio[i] for i in rows])
             hidden, layout = self.model.audio_encoder(patches), patches.layout
             if method == "beam":
                 ids = beam_search(self.model, hidden, layout, beams=beams, max_length=max_length)
             else:
                 ids = sample(self.model, hidden, layout, temperature=heat, seed=seed, max_length=max_length)
-            captions.extend(ids.tolist())
+            for row, tokens in zip(rows, ids.tolist(), strict=True):
+                captions[row] = tokens
         return captions
 
     def _tokens(self, text: Text) -> np.ndarray:
@@ -141,20 +149,33 @@ class Cacophony:
             )
         return self.tokenizer
 
-    def _batches(self, count: int) -> Iterator[list[int]]:
-        for start in range(0, count, self.batch_size):
-            yield list(range(start, min(start + self.batch_size, count)))
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Rows of each batch, those of like length together: what is shorter than the longest is padded to it."""
+        slots = _TOKENS_AT_ONCE_ON_CPU if self.device.type == "cpu" else _TOKENS_AT_ONCE
+        batch: list[int] = []
+        for row in np.argsort(lengths, kind="stable").tolist():
+            if batch and (len(batch) == self.batch_size or (len(batch) + 1) * lengths[row] > slots):
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch
 
     def _patches(self, audio: Sequence[Audio]) -> Patches:
         return clip_patches([_wave(clip) for clip in audio], self.max_patches, self.device)
 
 
-def load(path: str | Path, *, device: str = "auto", max_patches: int = MAX_PATCHES) -> Cacophony:
+def load(
+    path: str | Path, *, device: str = "auto", max_patches: int = MAX_PATCHES, batch_size: int = BATCH_SIZE
+) -> Cacophony:
     """Load an audio-text model for inference from a model directory: a stage-2 run, or a converted checkpoint.
 
-    Raises InputError where ``path`` is no such directory or is damaged.
+    It sees at most ``batch_size`` clips or texts at once. Raises InputError where ``path`` is no such directory or is
+    damaged.
     """
     directory = Path(path)
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; expected at least 1")
     if not isinstance(read_config(directory), AudioTextConfig):
         raise InputError(f"{directory}: holds a stage-1 model; expected stage 2 (cacophony train contrastive)")
     chosen = choose_device(device)
@@ -162,7 +183,16 @@ def load(path: str | Path, *, device: str = "auto", max_patches: int = MAX_PATCH
     assert isinstance(model, AudioText)
     tokenizer = CaptionTokenizer.load(directory) if (directory / TOKENIZER_FILE).is_file() else None
     max_text_tokens = min(read_max_text_tokens(directory), model.config.text.max_positions)
-    return Cacophony(model.to(chosen), tokenizer, max_text_tokens, chosen, max_patches)
+    return Cacophony(model.to(chosen), tokenizer, max_text_tokens, chosen, max_patches, batch_size)
+
+
+def _patch_count(audio: Audio, max_patches: int) -> int:
+    """About how many patches of a clip are seen, by the header of a file; the most where it declares no length."""
+    if isinstance(audio, str | Path):
+        samples = probe_seconds(Path(audio)) * SAMPLE_RATE
+    else:
+        samples = len(audio) if np.ndim(audio) else 0
+    return int(min(max_patches, samples // (PATCH_SIDE * HOP) * FREQ_PATCHES))
 
 
 def _wave(audio: Audio) -> Tensor:

@@ -14,7 +14,7 @@ from ..models.audio_text import AudioText
 from ..models.layers import init_weights
 from ..models.model_directory import MODEL_FILE, read_model
 from ..models.roberta import read_roberta
-from ..models.weights import load_into
+from ..models.tensor_shapes import load_into
 from .config import RANDOM_TEXT, ContrastiveRunConfig, MaeRunConfig
 
 REPORT_FILE = "initialisation.json"
@@ -42,8 +42,13 @@ def initialise(
 
     All are drawn from the seed first. ``init``, a model directory, then gives its whole network where the stages are
     equal, and its audio encoder from stage 1 to stage 2. ``config.text_init`` gives the text encoder, unless ``init``
-    has one. Raises InputError where a source cannot be read or has other sizes.
+    has one. Raises InputError where a source cannot be read or has other sizes, or ``config.audio_init`` refuses it.
     """
+    if init is not None and isinstance(config, ContrastiveRunConfig) and config.audio_init == "random":
+        raise InputError(
+            f"audio_init is random, but --init {init} would fill the audio encoder; leave --init out, or set "
+            "audio_init to init"
+        )
     init_weights(model, config.seed)
     source_of = {name: f"seed {config.seed} (random)" for name, _ in model.named_parameters()}
     filled: dict[str, str] = {}  # prefix of the parts that were read to where they come from

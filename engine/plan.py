@@ -139,6 +139,8 @@ class Planner:
         Of each stash the largest micro-batch that fits is looked at. A smaller stash is taken only where its
         micro-batch is larger and the one before has fewer than ENOUGH_TOKENS patches.
         """
+        if not self.smallest(stash, micro_batch_size).fits:
+            return None
         chosen: Plan | None = None
         for level in self._levels(stash):
             for size in self._sizes(micro_batch_size):
@@ -147,6 +149,8 @@ class Planner:
                     if chosen is None or size > chosen.config.micro_batch_size:
                         chosen = plan
                     break
+                if plan.bytes - plan.memory.working > self.machine.gpu.memory_bytes:
+                    break  # the rest does not depend on the size
             if chosen is not None and chosen.config.micro_batch_size >= self._sizes(micro_batch_size)[0]:
                 break
         return chosen

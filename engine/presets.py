@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..errors import InputError
 from ..models.config import AUDIO_MAE_SIZES, AUDIO_TEXT_SIZES
@@ -65,6 +66,35 @@ def ablation_stage2() -> ContrastiveRunConfig:
     )
 
 
+def ablation_stage1_fixed_length() -> MaeRunConfig:
+    """`ablation_stage1` on clips of exactly 15 s: shorter ones are followed by silence."""
+    base = ablation_stage1()
+    return replace(base, data=replace(base.data, fixed_seconds=15.0))
+
+
+def ablation_stage2_fixed_length() -> ContrastiveRunConfig:
+    """`ablation_stage2` on clips of exactly 10.24 s, the 512 patches: cropped instead of seen through a subset."""
+    base = ablation_stage2()
+    return replace(base, data=replace(base.data, fixed_seconds=10.24))
+
+
+def ablation_stage2_no_captioning() -> ContrastiveRunConfig:
+    """`ablation_stage2` on the contrastive loss alone (λ 0)."""
+    base = ablation_stage2()
+    return replace(base, objective=replace(base.objective, caption_weight=0.0))
+
+
+def ablation_stage2_no_sam() -> ContrastiveRunConfig:
+    """`ablation_stage2` without sharpness-aware minimisation (ρ 0)."""
+    base = ablation_stage2()
+    return replace(base, update=replace(base.update, rho=0.0))
+
+
+def ablation_stage2_no_stage1() -> ContrastiveRunConfig:
+    """`ablation_stage2` from a random audio encoder; --init is refused."""
+    return replace(ablation_stage2(), audio_init="random")
+
+
 def demo_stage1() -> MaeRunConfig:
     """A small stage 1 that learns something in a minute on two cores."""
     return MaeRunConfig(
@@ -98,8 +128,21 @@ def demo_stage2() -> ContrastiveRunConfig:
 Preset = Callable[[], MaeRunConfig] | Callable[[], ContrastiveRunConfig]
 
 PRESETS: dict[Stage, dict[str, Preset]] = {
-    "mae": {"paper_stage1": paper_stage1, "ablation_stage1": ablation_stage1, "demo": demo_stage1},
-    "contrastive": {"paper_stage2": paper_stage2, "ablation_stage2": ablation_stage2, "demo": demo_stage2},
+    "mae": {
+        "paper_stage1": paper_stage1,
+        "ablation_stage1": ablation_stage1,
+        "ablation_stage1_fixed_length": ablation_stage1_fixed_length,
+        "demo": demo_stage1,
+    },
+    "contrastive": {
+        "paper_stage2": paper_stage2,
+        "ablation_stage2": ablation_stage2,
+        "ablation_stage2_fixed_length": ablation_stage2_fixed_length,
+        "ablation_stage2_no_captioning": ablation_stage2_no_captioning,
+        "ablation_stage2_no_sam": ablation_stage2_no_sam,
+        "ablation_stage2_no_stage1": ablation_stage2_no_stage1,
+        "demo": demo_stage2,
+    },
 }
 
 

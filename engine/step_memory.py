@@ -5,6 +5,7 @@ The step that a run makes is made on ``meta`` tensors, as the fused ops would on
 micro-batches of a step, all of one size, so steps of one and of two tell about one of many.
 """
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +70,7 @@ class Traced:
 
 @dataclass(frozen=True)
 class PlannedWorld(World):
-    """A rank whose others are not there: collectives give shapes, and ``pairs`` rows where embeddings are gathered."""
+    """A rank whose others are not there: collectives give shapes; ``pairs`` is the clips of all ranks."""
 
     pairs: int = 0
 
@@ -78,8 +79,8 @@ class PlannedWorld(World):
         return tensor
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Return as many rows as all ranks have."""
-        return rows.new_empty((self.pairs, *rows.shape[1:]))
+        """Return as many rows as all ranks have: one a clip, or of three dimensions one a rank."""
+        return rows.new_empty((self.pairs if rows.dim() < 3 else self.size, *rows.shape[1:]))
 
 
 class StepProbe:
@@ -105,7 +106,7 @@ class StepProbe:
     def memory(self, config: Config, ranks: int) -> StepMemory:
         """Return what a step of ``config`` takes on each of ``ranks``."""
         micro_batches = config.batch_size / ranks / config.micro_batch_size
-        one, two = (self._trace(config, count) for count in (1, 2))
+        one, two = (self._trace(config, ranks, count) for count in (1, 2))
         kept = two.peak - one.peak - (two.prepared - one.prepared)
         batch = batch_of(self.clip, config.batch_size // ranks)
         return StepMemory(
@@ -115,10 +116,10 @@ class StepProbe:
             working=one.peak - one.prepared - kept,
         )
 
-    def _trace(self, config: Config, micro_batches: int) -> Traced:
-        key = (config.objective, config.micro_batch_size, config.batch_size, micro_batches)
+    def _trace(self, config: Config, ranks: int, micro_batches: int) -> Traced:
+        key = (config.objective, config.micro_batch_size, config.batch_size, ranks, micro_batches)
         if key not in self._traced:
-            world = PlannedWorld(0, 2, META, pairs=config.batch_size)
+            world = PlannedWorld(0, ranks, META, pairs=config.batch_size)
             batch = batch_of(self.clip, micro_batches * config.micro_batch_size)
             self._traced[key] = trace_step(self.model, config, world, batch)
         return self._traced[key]
@@ -130,7 +131,8 @@ def trace_step(model: torch.nn.Module, config: Config, world: World, batch: Audi
     On ``meta`` with the fused ops' shapes, elsewhere with the ops that run there.
     """
     objective = build_objective(config, world)
-    with use_backend("fused" if world.device.type == "meta" else "auto"), LiveBytes() as counter:
+    on_meta = world.device.type == "meta"
+    with use_backend("fused") if on_meta else contextlib.nullcontext(), LiveBytes() as counter:
         inputs = objective.prepare(batch, 0)
         prepared = counter.live
         objective.backward(model, inputs)

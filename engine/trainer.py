@@ -284,6 +284,7 @@ def _loader_config(config: Config, device: torch.device) -> LoaderConfig:
     return LoaderConfig(
         batch_size=config.batch_size,
         crop_seconds=config.data.crop_seconds if isinstance(config, MaeRunConfig) else None,
+        fixed_seconds=config.data.fixed_seconds or None,
         max_text_tokens=text.max_text_tokens if text else None,
         synthetic_probability=text.synthetic_probability if text else 0.0,
         seed=config.seed,

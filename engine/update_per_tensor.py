@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..models.tensor_shapes import check_tensors, shapes
-from ..models.weights import load_into
+from ..models.tensor_shapes import check_tensors, load_into, shapes
 from .config import UpdateConfig
 from .distributed import World
 from .objective import Report

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .backend import Backend, use_backend
-from .spec import Case, Inputs, Spec
+from .spec import Case, ErrorBudget, Inputs, Spec
 
 _PERIOD = 1_048_573  # drawing hundreds of millions of numbers on the host takes seconds
 
@@ -42,14 +42,14 @@ class Truth:
     @classmethod
     def of(cls, spec: Spec, inputs: Inputs, dtype: torch.dtype) -> "Truth":
         """Run the reference of ``spec`` on ``inputs``, whose floating tensors are mostly ``dtype``, and in float64."""
-        exact = _results(spec.reference, map_tensors(_to_float64, inputs))
+        exact = _results(spec.exact or spec.reference, map_tensors(_to_float64, inputs))
         return cls(spec, dtype, exact, _results(spec.reference, copy_inputs(inputs)))
 
     def deviations(self, implementation: Callable[..., Any], inputs: Inputs) -> list[Deviation]:
         """Run ``implementation`` on a copy of the same ``inputs`` and measure every output and gradient."""
         found = _results(implementation, copy_inputs(inputs))
         return [
-            _deviation(name, found.get(name), self.reference[name], exact, self.spec, self.dtype)
+            deviation(name, found.get(name), self.reference[name], exact, self.spec.budget, self.dtype)
             for name, exact in self.exact.items()
         ]
 
@@ -130,9 +130,10 @@ def _results(function: Callable[..., Any], inputs: Inputs) -> dict[str, Tensor]:
     return results
 
 
-def _deviation(
-    name: str, found: Tensor | None, reference: Tensor, truth: Tensor, spec: Spec, dtype: torch.dtype
+def deviation(
+    name: str, found: Tensor | None, reference: Tensor, truth: Tensor, budget: ErrorBudget, dtype: torch.dtype
 ) -> Deviation:
+    """Measure ``found``, called ``name``, against ``truth``, beside plain PyTorch's ``reference`` in ``dtype``."""
     if found is None or found.shape != truth.shape:
         return Deviation(name, math.inf, 0.0, 0.0)
     if not truth.is_floating_point():
@@ -140,4 +141,4 @@ def _deviation(
     if not truth.numel():
         return Deviation(name, 0.0, 0.0, 0.0)
     error, reference_error = (float((x.double() - truth).abs().max()) for x in (found, reference))
-    return Deviation(name, error, reference_error, spec.budget.limit(reference_error, float(truth.abs().max()), dtype))
+    return Deviation(name, error, reference_error, budget.limit(reference_error, float(truth.abs().max()), dtype))

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .dropout import DropoutKey, attention_dropout
-from .layout import Layout, Packed, pad, padded_layout, unpad
+from .layout import Layout, Packed
+from .length_groups import length_groups
 
 
 def attention_reference(
@@ -19,11 +20,12 @@ def attention_reference(
     causal: bool,
     dropout: DropoutKey | None,
 ) -> Tensor:
-    """Compute :func:`attention` through the full score matrix; packed sequences are padded around it."""
+    """Compute :func:`attention` through the full score matrix; packed sequences are padded around it, in groups."""
     if isinstance(query_layout, Packed) and isinstance(key_layout, Packed):
-        padded = pad(query, query_layout), pad(key, key_layout), pad(value, key_layout)
-        layouts = padded_layout(query_layout), padded_layout(key_layout)
-        return unpad(attention_reference(*padded, *layouts, causal=causal, dropout=dropout), query_layout)
+        queries, keys = length_groups(query_layout, key_layout)
+        tokens = queries.pad(query), keys.pad(key), keys.pad(value)
+        groups = zip(*tokens, queries.layouts(), keys.layouts(), strict=True)
+        return queries.unpad([attention_reference(*group, causal=causal, dropout=dropout) for group in groups])
     weights, _ = _weights(query, key, key_layout, causal)
     dropped = attention_dropout(weights, dropout)
     return (dropped.to(value.dtype) @ value.transpose(-3, -2)).transpose(-3, -2)
@@ -46,10 +48,12 @@ def attention_bwd_reference(
     d s = p (d p - Σ p d p), d q = d s k / sqrt(d), d k = d sᵀ q / sqrt(d).
     """
     if isinstance(query_layout, Packed) and isinstance(key_layout, Packed):
-        padded = pad(d_out, query_layout), pad(query, query_layout), pad(key, key_layout), pad(value, key_layout)
-        layouts = padded_layout(query_layout), padded_layout(key_layout)
-        d_query, d_key, d_value = attention_bwd_reference(*padded, *layouts, causal=causal, dropout=dropout)
-        return unpad(d_query, query_layout), unpad(d_key, key_layout), unpad(d_value, key_layout)
+        queries, keys = length_groups(query_layout, key_layout)
+        tokens = queries.pad(d_out), queries.pad(query), keys.pad(key), keys.pad(value)
+        groups = zip(*tokens, queries.layouts(), keys.layouts(), strict=True)
+        gradients = [attention_bwd_reference(*group, causal=causal, dropout=dropout) for group in groups]
+        d_query, d_key, d_value = zip(*gradients, strict=True)
+        return queries.unpad(d_query), keys.unpad(d_key), keys.unpad(d_value)
     weights, allowed = _weights(query, key, key_layout, causal)
     d_out, query, key, value = (x.transpose(-3, -2) for x in (d_out, query, key, value))  # [B, H, L, d]
     d_value = attention_dropout(weights, dropout).transpose(-2, -1) @ d_out

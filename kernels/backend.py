@@ -40,6 +40,8 @@ class Op:
     reference: Callable[..., Any]
     fused: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     needs_triton: bool = True
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Why a device type has no fused implementation here, where that is not how the op is made."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Choice:
     """What runs for an op on a device, and why; ``implementation`` is None where the asked backend has none."""
 
     op: str
-    path: Literal["fused", "reference", "refused"]
+    path: Literal["fused", "reference", "rival", "refused"]
     reason: str
     implementation: Callable[..., Any] | None = field(repr=False, default=None)
 
@@ -57,6 +59,7 @@ _ops: dict[str, Op] = {}
 # and guard a global.
 _asked: dict[str, Backend] = {}
 _EVERY_OP = "*"
+_rivals: dict[str, Callable[..., Any]] = {}
 
 
 def register(
@@ -65,15 +68,17 @@ def register(
     reference: Callable[..., Any],
     fused: Mapping[str, Callable[..., Any]] | None = None,
     needs_triton: bool = True,
+    absent: Mapping[str, str] | None = None,
 ) -> Callable[..., Any]:
     """Declare an op once, at import of its file; returns the function that dispatches calls of it.
 
-    ``fused`` implementations are kernels in Triton unless ``needs_triton`` is False. The returned dispatcher looks at
-    the device of its first argument, a tensor or patches.
+    ``fused`` implementations are kernels in Triton unless ``needs_triton`` is False; ``absent`` says why there is none
+    in this installation for a device type. The returned dispatcher looks at the device of its first argument, a tensor
+    or patches.
     """
     if name in _ops:
         raise RuntimeError(f"op {name!r} is registered twice: is the package imported under two names?")
-    _ops[name] = Op(name, reference, dict(fused or {}), needs_triton)
+    _ops[name] = Op(name, reference, dict(fused or {}), needs_triton, dict(absent or {}))
 
     def dispatch(first: OnDevice, *args: Any, **kwargs: Any) -> Any:
         choice = choose(name, first.device)
@@ -119,9 +124,29 @@ def use_backend(backend: Backend, ops: Collection[str] | None = None) -> Iterato
         _asked = before
 
 
+@contextlib.contextmanager
+def use_rival(name: str, implementation: Callable[..., Any]) -> Iterator[None]:
+    """Run the body with another ``implementation`` of op ``name`` than its own two, called as the reference is.
+
+    For benches: whole networks on somebody else's op. It is stronger than any backend; ops with an explicit backward
+    do not look at it. Raises ValueError for an op that is not registered.
+    """
+    if name not in _ops:
+        raise ValueError(f"use_rival: name is {name!r}, expected one of {', '.join(sorted(_ops))}")
+    global _rivals
+    before = _rivals
+    _rivals = {**before, name: implementation}
+    try:
+        yield
+    finally:
+        _rivals = before
+
+
 def choose(name: str, device: torch.device) -> Choice:
     """Say which implementation of op ``name`` runs on ``device`` under the current backend, and why."""
     op = _ops[name]
+    if name in _rivals:
+        return Choice(name, "rival", "a rival was asked for", _rivals[name])
     asked = current_backend(name)
     if asked == "reference":
         return Choice(name, "reference", "backend reference was asked for", op.reference)
@@ -139,9 +164,11 @@ def choose(name: str, device: torch.device) -> Choice:
             f"backend fused was asked for{where}" if asked == "fused" else f"{device.type} has a fused implementation"
         )
         return Choice(name, "fused", reason, fused)
+    why = f": {op.absent[device.type]}" if device.type in op.absent else ""
     if asked == "fused":
-        return Choice(name, "refused", f"backend fused was asked for, but there is {lack} of {name} on {device.type}")
-    return Choice(name, "reference", f"{lack} on {device.type}", op.reference)
+        reason = f"backend fused was asked for, but there is {lack} of {name} on {device.type}{why}"
+        return Choice(name, "refused", reason)
+    return Choice(name, "reference", f"{lack} on {device.type}{why}", op.reference)
 
 
 def choices(device: torch.device) -> list[Choice]:

@@ -121,6 +121,13 @@ class Packed:
         """Tokens of each sequence, int64 ``[B]``."""
         return self.cu_seqlens.diff().long()
 
+    @property
+    def host_lengths(self) -> list[int] | None:
+        """Tokens of each sequence where the host has them: not on a device, nor in a graph for many batches."""
+        if self.cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        return self.cu_seqlens.diff().tolist()
+
     @cached_property
     def sequence_ids(self) -> Tensor:
         """Number of the sequence every token belongs to, int64 ``[T]``."""

@@ -97,6 +97,9 @@ class Spec:
     and it never waits for the device, but the public function cannot be inside ``torch.compile(fullgraph=True)``."""
     variants: tuple[Variant, ...] = ()
     """Our own choices, between which a table decides for ``op``: tested, compiled and timed as it is."""
+    exact: Callable[..., Any] | None = field(repr=False, default=None)
+    """Computes the truth in float64 where the reference would not, although every floating input is float64: an op of
+    integers. Called as ``op``."""
     rivals: Mapping[str, Callable[..., Any]] = field(repr=False, default_factory=dict)
     """Other people's implementations by name, called as ``op``; each imports its package when called."""
     rivals_checked_on: Callable[[Inputs], Inputs] | None = field(repr=False, default=None)

@@ -1,9 +1,9 @@
-"""Whether named tensors fit a network, told by their shapes alone."""
+"""Named tensors and networks: whether one fits the other, told by shapes, and copying what fits."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
 
@@ -25,3 +25,12 @@ def check_tensors(found: Mapping[str, Shape], expected: Mapping[str, Shape], sou
     for name in found:
         if name not in expected:
             raise InputError(f"{source}: tensor {name} is not in the model; is this a checkpoint of another model?")
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Copy ``tensors`` into ``module``'s parameters.
+
+    Raises InputError that names the first tensor that is missing, unexpected or of another shape.
+    """
+    check_tensors(shapes(tensors), shapes(module.state_dict()), source)
+    module.load_state_dict(dict(tensors))

@@ -1,14 +1,13 @@
-"""Named tensors in safetensors files, and whether they fit a network. No pickle."""
+"""Named tensors in safetensors files. No pickle."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError
-from .tensor_shapes import check_tensors, shapes
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -25,12 +24,3 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: is missing, truncated or not safetensors ({error})") from None
-
-
-def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Copy ``tensors`` into ``module``'s parameters.
-
-    Raises InputError that names the first tensor that is missing, unexpected or of another shape.
-    """
-    check_tensors(shapes(tensors), shapes(module.state_dict()), source)
-    module.load_state_dict(dict(tensors))

@@ -235,7 +235,20 @@ def test_doctor_names_a_backend_that_is_none(capsys: pytest.CaptureFixture[str],
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "pack", "train mae", "train contrastive", "evaluate retrieval", "embed", "caption", "convert", "doctor"],
+    [
+        "demo",
+        "pack",
+        "train mae",
+        "train contrastive",
+        "evaluate retrieval",
+        "evaluate zero-shot",
+        "evaluate caption",
+        "evaluate all",
+        "embed",
+        "caption",
+        "convert",
+        "doctor",
+    ],
 )
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str):
     with pytest.raises(SystemExit) as exit_:

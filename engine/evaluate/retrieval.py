@@ -1,54 +1,45 @@
-"""Audio-text retrieval of a run on packed shards."""
+"""Audio-text retrieval of a run on a corpus with captions."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-from rich.progress import track
 
-from ...data.shards import Shards
-from ...errors import InputError
 from ..inference import Cacophony
+from .datasets.corpus import CaptionCorpus
+from .embedding import embed_clips, embed_texts
+from .report import corpus_record
 from .retrieval_metrics import RetrievalMetrics, retrieval_metrics
-
-_CLIPS_AT_ONCE = 64
+from .store import Store
 
 
 @dataclass(frozen=True)
 class Retrieval:
     """Metrics and what they were computed from: embeddings ``[N, P]`` and ``[M, P]``, and each caption's clip."""
 
+    corpus: CaptionCorpus
     metrics: RetrievalMetrics
     audio_embeddings: np.ndarray
     text_embeddings: np.ndarray
     captions: list[str]
     clip_of_caption: np.ndarray
-    sources: list[str]
+
+    def record(self) -> dict[str, Any]:
+        """Return the metrics and the account of found and missing clips, as JSON takes them."""
+        return {**corpus_record(self.corpus), **self.metrics}
 
 
-def evaluate_retrieval(model: Cacophony, data: Path, *, progress: bool = True) -> Retrieval:
-    """Rank all clips of the shards in ``data`` for every caption, and all captions for every clip.
+def evaluate_retrieval(
+    model: Cacophony, corpus: CaptionCorpus, *, store: Store | None = None, progress: bool = True
+) -> Retrieval:
+    """Rank all clips of ``corpus`` for every caption, and all captions for every clip.
 
-    Full clips, no random crop. A clip's human captions count; synthetic ones only where it has no other. Raises
-    InputError where a clip has no caption.
+    Full clips, no random crop; the order of the files is of no account. ``store`` keeps the embeddings.
     """
-    captions: list[str] = []
-    clip_of_caption: list[int] = []
-    sources: list[str] = []
-    audio_parts: list[np.ndarray] = []
-    with Shards.open(data) as shards:
-        if not shards.has_captions:
-            raise InputError(f"{data}: the shards have no captions; pack with --captions captions.csv")
-        starts = range(0, len(shards), _CLIPS_AT_ONCE)
-        for start in track(starts, "embedding audio", disable=not progress, transient=True):
-            clips = [shards.clip(i) for i in range(start, min(start + _CLIPS_AT_ONCE, len(shards)))]
-            audio_parts.append(model.embed_audio([shards.read(clip.index) for clip in clips]))
-            for clip in clips:
-                texts = clip.captions or clip.synthetic_captions
-                captions.extend(texts)
-                clip_of_caption.extend([clip.index] * len(texts))
-                sources.append(clip.source)
-    audio, text = np.concatenate(audio_parts), model.embed_text(captions)
-    owners = np.asarray(clip_of_caption)
+    store = store or Store()
+    captions = [caption for texts in corpus.captions for caption in texts]
+    owners = np.repeat(np.arange(len(corpus.clips)), [len(texts) for texts in corpus.captions])
+    audio = embed_clips(model, corpus.clips, store, progress=progress)
+    text = embed_texts(model, captions, store)
     metrics = retrieval_metrics(audio, text, captions, owners)
-    return Retrieval(metrics, audio, text, captions, owners, sources)
+    return Retrieval(corpus, metrics, audio, text, captions, owners)

@@ -1,4 +1,4 @@
-"""Text-to-audio and audio-to-text retrieval: recall at 1, 5, 10 and mean average precision at 10, beside chance.
+"""Text-to-audio and audio-to-text retrieval: R@1, 5, 10 and mAP@10, each with its interval and beside chance.
 
 Every figure can be reached by luck, the more so the smaller the gallery, so chance is always reported with it.
 """
@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
+from .bootstrap import Interval, named_intervals
 
 Scores = dict[str, float]
 """`r@1`, `r@5`, `r@10` and `map@10`, each in [0, 1]."""
 
 _TOP = 10
 _RECALLS = (1, 5, 10)
+_NAMES = [*(f"r@{k}" for k in _RECALLS), f"map@{_TOP}"]
 _SIMILARITIES_PER_BLOCK = 1 << 24
 _NORM_TOLERANCE = 1e-2
 
@@ -28,6 +30,13 @@ class Chance(TypedDict):
     audio_to_text: Scores
 
 
+class Intervals(TypedDict):
+    """95 % bootstrap intervals over clips, lower and upper end of each score."""
+
+    text_to_audio: dict[str, Interval]
+    audio_to_text: dict[str, Interval]
+
+
 class RetrievalMetrics(TypedDict):
     """Scores of both directions, with the number of clips and captions they stand on."""
 
@@ -35,6 +44,7 @@ class RetrievalMetrics(TypedDict):
     audio_to_text: Scores
     clips: int
     captions: int
+    intervals: Intervals
     chance: Chance
 
 
@@ -48,8 +58,9 @@ def retrieval_metrics(
 
     Candidates are ranked by descending cosine. Text to audio, a hit is a clip that carries the query's text; audio to
     text, a hit is a caption whose text is among the clip's, where only the best ranked of equal texts counts and the
-    others still take up their ranks. R@k is the share of queries with a hit in the top k. AP@10 is the mean, over the
-    hits in the top 10, of (hits so far / rank), 0 without hits; map@10 is its mean over the queries.
+    others still take up their ranks. (The authors' code does the same, but of several clips with the query's text it
+    knows only the last in the order of its directory.) R@k is the share of queries with a hit in the top k. AP@10 is
+    the mean, over the hits in the top 10, of (hits so far / rank), 0 without hits; map@10 is its mean over the queries.
 
     Ties count against the model: among equal similarities the candidates that are no hit come first, then the others
     by index. When all embeddings are equal the scores are therefore at or below chance, never above.
@@ -78,11 +89,17 @@ def retrieval_metrics(
     # A hit's group is what counts once: each clip by itself, but all captions of one text together.
     clip_hits = [clips_of_text[text] for text in text_of_caption]
     caption_hits = [np.concatenate([captions_of_text[text] for text in texts]) for texts in texts_of_clip]
+    of_captions = _query_scores(text_embeddings, audio_embeddings, clip_hits, np.arange(clips))
+    of_clips = _query_scores(audio_embeddings, text_embeddings, caption_hits, text_of_caption)
     return RetrievalMetrics(
-        text_to_audio=_scores(text_embeddings, audio_embeddings, clip_hits, np.arange(clips)),
-        audio_to_text=_scores(audio_embeddings, text_embeddings, caption_hits, text_of_caption),
+        text_to_audio=_means(of_captions),
+        audio_to_text=_means(of_clips),
         clips=clips,
         captions=len(captions),
+        intervals=Intervals(
+            text_to_audio=named_intervals(_NAMES, of_captions, clip_of_caption),
+            audio_to_text=named_intervals(_NAMES, of_clips, np.arange(clips)),
+        ),
         chance=Chance(
             text_to_audio=_chance([[1] * len(hits) for hits in clip_hits], clips),
             audio_to_text=_chance(
@@ -93,17 +110,21 @@ def retrieval_metrics(
 
 
 def format_table(metrics: RetrievalMetrics) -> str:
-    """Lay the metrics out as plain text: a row per direction, each figure in percent with chance in brackets."""
-    names = [*metrics["text_to_audio"]]
+    """Lay the metrics out as plain text: each direction's figures in percent, chance in brackets, intervals below."""
     lines = [f"{metrics['clips']} clips, {metrics['captions']} captions; percent (chance)"]
-    lines.append(" " * 15 + "".join(f"{name:>16}" for name in names))
-    for title, scores, chance in (
-        ("text to audio", metrics["text_to_audio"], metrics["chance"]["text_to_audio"]),
-        ("audio to text", metrics["audio_to_text"], metrics["chance"]["audio_to_text"]),
+    lines.append(_line("", _NAMES))
+    for title, scores, chance, intervals in (
+        ("text to audio", metrics["text_to_audio"], metrics["chance"]["text_to_audio"], "text_to_audio"),
+        ("audio to text", metrics["audio_to_text"], metrics["chance"]["audio_to_text"], "audio_to_text"),
     ):
-        cells = (f"{100 * scores[name]:.1f} ({100 * chance[name]:.1f})" for name in names)
-        lines.append(f"{title:<15}" + "".join(f"{cell:>16}" for cell in cells))
+        ends = metrics["intervals"][intervals]
+        lines.append(_line(title, [f"{100 * scores[name]:.1f} ({100 * chance[name]:.1f})" for name in _NAMES]))
+        lines.append(_line("  95 % interval", [f"{100 * ends[n][0]:.1f} to {100 * ends[n][1]:.1f}" for n in _NAMES]))
     return "\n".join(lines)
+
+
+def _line(title: str, cells: Sequence[str]) -> str:
+    return f"{title:<15}" + "".join(f"{cell:>16}" for cell in cells)
 
 
 def _check(
@@ -138,21 +159,24 @@ def _groups(keys: NDArray[np.integer], values: NDArray[np.integer], count: int) 
     return np.split(values[order], np.searchsorted(keys[order], np.arange(1, count)))
 
 
-def _scores(
+def _query_scores(
     queries: NDArray[np.floating],
     gallery: NDArray[np.floating],
     hits: Sequence[NDArray[np.integer]],
     group: NDArray[np.integer],
-) -> Scores:
-    """Average the scores over queries `[Q, D]` against a gallery `[L, D]`; `group` `[L]` is what counts once."""
+) -> NDArray[np.float64]:
+    """Scores `[Q, 4]` of queries `[Q, D]` against a gallery `[L, D]`; `group` `[L]` is what counts once."""
     found = np.zeros((len(queries), _TOP), bool)
     for query, similarity in enumerate(_similarities(queries, gallery)):
         ranks = _hit_ranks(similarity, hits[query], group)
         found[query, ranks - 1] = True
     so_far = np.cumsum(found, axis=1)
     precision = np.where(found, so_far / np.arange(1, _TOP + 1), 0).sum(axis=1) / np.maximum(so_far[:, -1], 1)
-    recalls = {f"r@{k}": float(np.mean(so_far[:, k - 1] > 0)) for k in _RECALLS}
-    return {**recalls, f"map@{_TOP}": float(np.mean(precision))}
+    return np.stack([*(so_far[:, k - 1] > 0 for k in _RECALLS), precision], axis=1).astype(np.float64)
+
+
+def _means(scores: NDArray[np.float64]) -> Scores:
+    return {name: float(np.mean(column)) for name, column in zip(_NAMES, scores.T, strict=True)}
 
 
 def _similarities(queries: NDArray[np.floating], gallery: NDArray[np.floating]) -> Iterator[NDArray[np.float64]]:

@@ -14,6 +14,8 @@ from cacophony.bench.kernels import CUT, KernelSettings, Row, bench_kernels, pla
 from cacophony.bench.roofline import Roofs
 from cacophony.kernels.accuracy import Truth
 from cacophony.kernels.layer_norm import ADD_SPEC, SPEC, layer_norm_reference
+from cacophony.kernels.log_mel import SPEC as LOG_MEL
+from cacophony.kernels.native import native_library
 from cacophony.kernels.spec import Inputs, Spec
 from cacophony.kernels.specs import SPECS
 from cacophony.kernels.triton_runtime import HAS_TRITON
@@ -167,8 +169,8 @@ def test_the_first_case_of_every_op_comes_first_and_a_gpu_gets_the_papers_shapes
 
 @pytest.mark.parametrize("name", ["fused", "cublas", "triton"])
 def test_the_fused_op_is_not_timed_in_the_interpreter_unless_asked_for(name: str) -> None:
-    assert name not in providers.default_providers(torch.device("cpu"))
-    assert name in providers.default_providers(torch.device("cuda"))
+    assert name not in providers.default_providers(SPEC, torch.device("cpu"))
+    assert name in providers.default_providers(SPEC, torch.device("cuda"))
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
@@ -179,6 +181,11 @@ def test_the_variants_of_an_op_are_providers_of_it() -> None:
     assert {(row.op, row.provider) for row in found} == {
         (op, name) for op in ("linear", "mlp") for name in ("cublas", "triton")
     }
+
+
+def test_a_native_op_is_timed_on_the_cpu() -> None:
+    built = native_library("cpu").handle is not None
+    assert ("fused" in providers.default_providers(LOG_MEL, torch.device("cpu"))) == built
 
 
 def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from cacophony.__main__ import main
 from cacophony.bench import steps
+from cacophony.bench import training_step as step_module
 from cacophony.bench.steps import STAGES, StepSettings, bench_steps, step_ratios
-from cacophony.bench.training_step import StepWork, Variant, fused_ops
+from cacophony.bench.training_step import StepWork, Variant, training_step
 
 LAYOUTS = ("packed", "padded")
 
@@ -39,13 +40,32 @@ def test_every_stage_and_layout_is_timed_with_machine_and_versions(
         assert f"{stage}: padded takes {figures['step_ratios'][stage]['padded_over_packed']:.2f} times" in printed
 
 
-def test_a_variant_that_cannot_run_has_a_reason_and_the_rest_a_time() -> None:
+def test_a_variant_that_cannot_run_has_a_reason_and_the_rest_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_module, "fused_ops", lambda _: [])
     variants = [Variant("fused", "packed"), Variant("reference", "packed")]
     fused, reference = bench_steps(StepSettings(stages=["mae"], clips=1, rounds=1, variants=variants))
-    assert not fused_ops(torch.device("cpu"))
     assert fused.reason == "no op has a fused implementation on cpu"
     assert fused.timing is None
     assert reference.timing is not None
+
+
+def test_the_sdpa_variant_is_plain_pytorch_with_its_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    theirs = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(options["is_causal"])
+        return theirs(*arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    variants = [Variant("reference", "padded"), Variant("sdpa", "padded")]
+    work = {}
+    for variant in variants:
+        step = training_step("contrastive", "demo", 2, "fp32", variant, torch.device("cpu"))
+        work[variant.provider] = step()
+        assert bool(calls) == (variant.provider == "sdpa")
+    assert set(calls) == {False, True}
+    assert work["sdpa"] == work["reference"]
 
 
 def test_a_stage_whose_time_is_over_makes_one_round() -> None:

@@ -12,7 +12,8 @@ from cacophony.data.audio import encode_flac_int16
 from cacophony.data.dali import DaliDecoder, dali_problem
 from cacophony.data.loader import Loader, LoaderConfig
 from cacophony.data.shard_writer import ShardWriter
-from cacophony.data.shards import FORMAT, VERSION, Shards
+from cacophony.data.shards import Shards
+from cacophony.data.shards_files import FORMAT, VERSION
 from cacophony.data.tokens import CaptionTokenizer
 
 TOKENIZER = CaptionTokenizer.train(["caption of clip 0 1 2 3 4 5 6 7 8 9"], 300)
@@ -88,18 +89,16 @@ def damaged(many: Path, tmp_path: Path) -> Callable[[dict[int, str]], Path]:
         out = shutil.copytree(many, tmp_path / "damaged")
         for i, kind in kinds.items():
             tar = out / f"shard-{i // CLIPS_PER_SHARD:06d}.tar"
-            header, *rows = tar.with_suffix(".idx").read_text().splitlines()
-            words = rows[i % CLIPS_PER_SHARD].split(" ")
+            words = tar.with_suffix(".idx").read_text().splitlines()[1 + i % CLIPS_PER_SHARD].split(" ")
             offset, size = int(words[1]), int(words[2])
-            if kind in ("truncated", "zero-length"):
-                words[2] = str(size // 2 if kind == "truncated" else 0)
+            data = bytearray(tar.read_bytes())
+            if kind in ("truncated", "zero-length"):  # a tar keeps its size: what is lost reads as zeros
+                kept = size // 2 if kind == "truncated" else 0
+                data[offset + kept : offset + size] = bytes(size - kept)
             else:
-                data = bytearray(tar.read_bytes())
                 # The last bytes of a member: a damaged last frame is one that DALI decodes without a word.
                 data[offset + size - 20 if kind == "flipped" else int(words[5])] ^= 4
-                tar.write_bytes(data)
-            rows[i % CLIPS_PER_SHARD] = " ".join(words)
-            tar.with_suffix(".idx").write_text("\n".join([header, *rows, ""]))
+            tar.write_bytes(data)
         return out
 
     return copy

@@ -120,6 +120,20 @@ def test_crops_have_their_length_and_lie_anywhere(shards: Shards) -> None:
     assert max(starts) > 0.9
 
 
+def test_a_fixed_length_crops_long_clips_and_lets_silence_follow_short_ones(shards: Shards) -> None:
+    """Clip c counts 0, 1, … for 16000 + 400 c samples; the fixed length is 1.1 s, that of clip 4."""
+    batches, _ = take(shards, 12, fixed_seconds=1.1, crop_seconds=None)
+    assert {int(i) for batch in batches for i in batch.sample_index} == set(range(CLIPS))
+    for batch in batches:
+        assert batch.wave_lengths.tolist() == [17_600] * 4
+        for wave, clip in zip(batch.wave.view(4, -1), batch.sample_index.tolist(), strict=True):
+            sounding = min(17_600, 16_000 + 400 * clip)
+            first = int(wave[0])
+            assert torch.equal(wave[:sounding], torch.arange(first, first + sounding).to(torch.int16))
+            assert not wave[sounding:].any()
+            assert first == 0 or clip > 4
+
+
 def test_short_clips_and_no_crop_give_whole_clips(shards: Shards) -> None:
     for seconds in (None, 60.0):
         (batch,), _ = take(shards, 1, crop_seconds=seconds)
@@ -179,6 +193,7 @@ def test_a_state_of_another_run_is_refused(shards: Shards, field: str) -> None:
         ({"batch_size": 4}, 3, "batch_size is 4; expected a multiple of the 3"),
         ({"batch_size": 0}, 1, "batch_size is 0"),
         ({"crop_seconds": 0.0}, 1, "crop_seconds is 0.0"),
+        ({"fixed_seconds": 0.0}, 1, "fixed_seconds is 0.0"),
         ({"max_text_tokens": 1}, 1, "max_text_tokens is 1"),
         ({"synthetic_probability": 1.5}, 1, "synthetic_probability is 1.5"),
         ({"workers": 0}, 1, "workers is 0"),

@@ -1,8 +1,11 @@
-"""Packing a corpus: what is kept, what is skipped and why, and that interruption and threads change no byte."""
+"""Packing a corpus: what is kept, what is skipped and why, and that interruption and processes change no byte."""
 
 import csv
+import subprocess
 import sys
+import time
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -151,49 +154,87 @@ def test_strict_ends_at_defects_of_the_captions(tmp_path: Path, line: str) -> No
     assert not (tmp_path / "out").exists()
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_threads(corpus: Path, tmp_path: Path) -> None:
+def test_the_bytes_do_not_depend_on_the_number_of_processes(corpus: Path, tmp_path: Path) -> None:
     for workers in (1, 2, 5):
         pack(corpus, tmp_path / f"out{workers}", workers=workers, clips_per_shard=4)
     assert contents(tmp_path / "out1") == contents(tmp_path / "out2") == contents(tmp_path / "out5")
 
 
-@pytest.mark.parametrize(("stop", "ranges", "clips"), [(1, 0, 0), (6, 3, 5), (11, 5, 9)])
-def test_interrupted_packing_continues_to_the_same_bytes(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, ranges: int, clips: int
-) -> None:
-    pack(corpus, tmp_path / "whole", workers=1, clips_per_shard=2)
-    encode, calls = pack_module.encode_flac_int16, []
+PACK = "import sys; from cacophony.data.pack import pack; pack(sys.argv[1], sys.argv[2], workers=2, clips_per_shard=2)"
 
-    def interrupted(wave: np.ndarray) -> bytes:
-        calls.append(len(wave))
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-        return encode(wave)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(pack_module, "encode_flac_int16", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            pack(corpus, tmp_path / "out", workers=1, clips_per_shard=2)
-        assert not (tmp_path / "out").exists()
-        assert len(list((tmp_path / ".out.packing" / "ranges").iterdir())) == ranges
-        calls[:] = [0] * stop
-        pack(corpus, tmp_path / "out", workers=1, clips_per_shard=2)
-    assert len(calls) - stop == 11 - clips
+def kill_when(arguments: list[str], condition: Callable[[], bool]) -> None:
+    """Start packing in a process of its own and end it, with no chance to clean up, when the condition holds."""
+    process = subprocess.Popen([sys.executable, "-c", PACK, *arguments])
+    while process.poll() is None and not condition():
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("records", [0, 1, 4])
+def test_killed_packing_continues_to_the_same_bytes(corpus: Path, tmp_path: Path, records: int) -> None:
+    pack(corpus, tmp_path / "whole", clips_per_shard=2)
+    work = tmp_path / ".out.packing"
+
+    def reached() -> bool:
+        return (work / "plan.json").exists() and len(list((work / "ranges").glob("*.json"))) >= records
+
+    kill_when([str(corpus), str(tmp_path / "out")], reached)
+    assert not (tmp_path / "out").exists()
+    (work / "scratch" / "left behind").touch()
+    (work / "shards" / "shard-000005.tar.tmp").write_bytes(b"half")
+    pack(corpus, tmp_path / "out", workers=1, clips_per_shard=2)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert not work.exists()
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, at_record: str) -> None:
+    """Make packing end by Ctrl-C just before it records this range."""
+    write = pack_module.write_atomically
+
+    def interrupted(path: Path, data: bytes) -> None:
+        if path.name == at_record:
+            raise KeyboardInterrupt
+        write(path, data)
+
+    monkeypatch.setattr(pack_module, "write_atomically", interrupted)
+
+
+def test_what_is_recorded_is_not_done_again(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, "000004.json")
+        with pytest.raises(KeyboardInterrupt):
+            pack(corpus, tmp_path / "out", workers=2, clips_per_shard=2)
+    work = tmp_path / ".out.packing"
+    kept = {path: path.stat().st_mtime_ns for path in (work / "ranges").iterdir()}
+    assert len(kept) == 4
+    with monkeypatch.context() as patch:
+        interrupt(patch, "000005.json")
+        with pytest.raises(KeyboardInterrupt):
+            pack(corpus, tmp_path / "out", workers=2, clips_per_shard=2)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(list((work / "ranges").iterdir())) == 5
+
+
+def test_packing_killed_in_its_last_moment_is_finished(corpus: Path, tmp_path: Path) -> None:
+    (corpus / "07.wav").write_text("no audio")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack_module.shutil, "rmtree", lambda *_, **__: None)
+        first = pack(corpus, tmp_path / "out", clips_per_shard=2)
+    before = contents(tmp_path / "out")
+    assert (tmp_path / ".out.packing").exists()
+    assert pack(corpus, tmp_path / "out", clips_per_shard=2) == first
+    assert contents(tmp_path / "out") == before
     assert not (tmp_path / ".out.packing").exists()
+    with pytest.raises(InputError, match="not empty"):
+        pack(corpus, tmp_path / "out", clips_per_shard=2)
 
 
 @pytest.mark.parametrize("change", ["file", "settings", "captions", "shard"])
 def test_nothing_stale_is_continued(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    encode = pack_module.encode_flac_int16
-
-    def interrupted(wave: np.ndarray) -> bytes:
-        if len(wave) == 16_000 + 800 * 9:
-            raise KeyboardInterrupt
-        return encode(wave)
-
     with monkeypatch.context() as patch:
-        patch.setattr(pack_module, "encode_flac_int16", interrupted)
+        interrupt(patch, "000004.json")
         with pytest.raises(KeyboardInterrupt):
             pack(corpus, tmp_path / "out", clips_per_shard=2)
     table, clips_per_shard = None, 2

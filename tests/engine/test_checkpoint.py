@@ -24,7 +24,8 @@ from cacophony.engine.checkpoint import (
     write_files,
 )
 from cacophony.errors import InputError
-from cacophony.models.weights import load_into, load_tensors
+from cacophony.models.tensor_shapes import load_into
+from cacophony.models.weights import load_tensors
 from torch import Tensor, nn
 
 STATE = {"step": 3, "loader": {"step": 3, "seed": 2**63 - 1}, "skipped": 0}

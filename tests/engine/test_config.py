@@ -33,6 +33,8 @@ OUT_OF_RANGE: list[tuple[Callable[..., Any], str, list[Any]]] = [
     (ContrastiveObjectiveConfig, "caption_weight", [-0.1, NAN]),
     (ContrastiveObjectiveConfig, "max_patches", [0]),
     (MaeDataConfig, "crop_seconds", [0.0, 0.1, NAN]),
+    (MaeDataConfig, "fixed_seconds", [-1.0, 0.1, NAN]),
+    (ContrastiveDataConfig, "fixed_seconds", [-1.0, 0.1, NAN, float("inf")]),
     (MaeDataConfig, "workers", [0]),
     (ContrastiveDataConfig, "prefetch_batches", [0]),
     (MaeDataConfig, "max_bad_share", [-0.1, 1.1, NAN]),

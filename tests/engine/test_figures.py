@@ -4,7 +4,9 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from cacophony.engine.figures import embedding_map, loss_curves, mel_reconstruction, modality_gap
+from cacophony.engine.embedding_figures import confusion_matrix, embedding_map, gap_curves, modality_gap
+from cacophony.engine.figures import corpus_histograms, loss_curves, mel_reconstruction
+from cacophony.engine.projection import Plane
 from cacophony.errors import InputError
 
 
@@ -77,6 +79,26 @@ def test_embedding_map_draws_few_and_many_pairs(tmp_path: Path, pairs: int, kind
     assert_picture(tmp_path / "map.png")
 
 
+def test_embedding_map_without_labels_on_a_plane_of_the_callers(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    audio, text = rng.normal(size=(2, 7, 5))
+    seen: list[np.ndarray] = []
+
+    def project(rows: np.ndarray) -> Plane:
+        seen.append(rows)
+        return Plane(rows[:, :2], ("left to right", "up"))
+
+    embedding_map(tmp_path / "map.png", audio, text, None, project)
+    assert_picture(tmp_path / "map.png")
+    np.testing.assert_array_equal(seen[0], np.concatenate([audio, text]))
+
+
+def test_gap_curves_draw_runs_of_one_and_of_many_checkpoints(tmp_path: Path):
+    curves = {"a": [(100.0, 1.2)], "b": [(100.0, 1.1), (200.0, 0.9), (300.0, 0.8)]}
+    gap_curves(tmp_path / "gap.png", curves, "Modality gap")
+    assert_picture(tmp_path / "gap.png")
+
+
 def test_embedding_map_of_collapsed_embeddings(tmp_path: Path):
     embedding_map(tmp_path / "map.png", np.ones((6, 4)), np.ones((6, 4)), ["a"] * 6)
     assert_picture(tmp_path / "map.png")
@@ -114,4 +136,32 @@ def test_mel_reconstruction_refuses_other_shapes(tmp_path: Path):
     for target, prediction in ((np.zeros((16, 64)), np.zeros((16, 64))), (np.zeros((16, 128)), np.zeros((15, 128)))):
         with pytest.raises(InputError, match="shapes"):
             mel_reconstruction(tmp_path / "mel.png", target, np.ones(target.shape, bool), prediction)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "tokens"),
+    [([1.0], []), ([5.0] * 4, [3]), ([1.0, 10.0, 300.0], [2, 18, 18, 77]), ([2.0, 3.0], [2, 20_000])],
+)
+def test_corpus_histograms_draw_few_and_equal_and_far_values(tmp_path: Path, seconds: list[float], tokens: list[int]):
+    corpus_histograms(tmp_path / "a.png", np.array(seconds), np.array(tokens, np.int32))
+    assert matplotlib.image.imread(tmp_path / "a.png").std() > 0.01
+
+
+def test_corpus_histograms_refuse_no_clips(tmp_path: Path):
+    with pytest.raises(InputError, match="no clips"):
+        corpus_histograms(tmp_path / "a.png", np.zeros(0), np.zeros(0, np.int32))
+
+
+@pytest.mark.parametrize("classes", [1, 10, 309])
+def test_a_confusion_matrix_is_drawn_also_with_classes_that_have_no_clip(tmp_path: Path, classes: int):
+    counts = np.random.default_rng(0).integers(0, 9, (classes, classes)) + 5 * np.eye(classes, dtype=int)
+    counts[classes // 2 :] *= classes == 1
+    confusion_matrix(tmp_path / "confusion.png", counts, [f"class {i}" for i in range(classes)], "A title")
+    assert_picture(tmp_path / "confusion.png")
+
+
+def test_a_confusion_matrix_of_another_shape_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"\(2, 3\) for 2 classes"):
+        confusion_matrix(tmp_path / "confusion.png", np.ones((2, 3), int), ["a", "b"], "A title")
     assert not list(tmp_path.iterdir())

@@ -164,3 +164,12 @@ def test_the_longest_text_is_the_runs(contrastive_run: Path, contrastive_config:
 def test_the_model_of_a_run_is_its_newest_checkpoint(contrastive_run: Path):
     newest = (contrastive_run / "checkpoints" / "step-00000006" / "model.safetensors").read_bytes()
     assert (contrastive_run / "model.safetensors").read_bytes() == newest
+
+
+def test_a_run_from_a_random_audio_encoder_refuses_an_init(contrastive_config: ContrastiveRunConfig, mae_run: Path):
+    config = replace(contrastive_config, audio_init="random")
+    model = AudioText(config.model)
+    with pytest.raises(InputError, match=r"audio_init is random, but --init .* leave --init out"):
+        initialise(model, config, mae_run)
+    (origin,) = initialise(model, config, None)
+    assert origin.source == "seed 0 (random)"

@@ -2,10 +2,11 @@ import json
 from typing import Any, get_args
 
 import pytest
-from cacophony.engine.config import RUN_CONFIGS, Stage
+from cacophony.engine.config import RUN_CONFIGS, ContrastiveRunConfig, MaeRunConfig, Stage
 from cacophony.engine.presets import PRESETS, paper_stage1, paper_stage2, preset
 from cacophony.errors import InputError
-from cacophony.models.config_io import from_dict, to_dict
+from cacophony.kernels.log_mel import SAMPLE_RATE, num_patches
+from cacophony.models.config_io import difference, from_dict, to_dict
 
 # What the paper states: field of the configuration -> value.
 STAGE1 = {
@@ -84,6 +85,30 @@ def test_the_ablation_changes_the_audio_network_only():
             assert after["model"].pop(part) == smaller
             before["model"].pop(part)
         assert after == before
+
+
+@pytest.mark.parametrize(
+    ("stage", "base", "name", "only"),
+    [
+        ("mae", "ablation_stage1", "ablation_stage1_fixed_length", {"data.fixed_seconds": (0.0, 15.0)}),
+        ("contrastive", "ablation_stage2", "ablation_stage2_fixed_length", {"data.fixed_seconds": (0.0, 10.24)}),
+        ("contrastive", "ablation_stage2", "ablation_stage2_no_captioning", {"objective.caption_weight": (1.0, 0.0)}),
+        ("contrastive", "ablation_stage2", "ablation_stage2_no_sam", {"update.rho": (0.075, 0.0)}),
+        ("contrastive", "ablation_stage2", "ablation_stage2_no_stage1", {"audio_init": ("init", "random")}),
+    ],
+)
+def test_an_ablation_differs_in_what_it_is_named_for_alone(
+    stage: Stage, base: str, name: str, only: dict[str, tuple[Any, Any]]
+):
+    assert difference(preset(stage, base), preset(stage, name)) == only
+
+
+def test_a_fixed_length_is_that_of_the_variable_ones_budget():
+    first, second = preset("mae", "ablation_stage1_fixed_length"), preset("contrastive", "ablation_stage2_fixed_length")
+    assert isinstance(first, MaeRunConfig)
+    assert isinstance(second, ContrastiveRunConfig)
+    assert first.data.fixed_seconds == first.data.crop_seconds
+    assert num_patches(round(second.data.fixed_seconds * SAMPLE_RATE)) == second.objective.max_patches
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 import importlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 import torch
 from cacophony.errors import InputError
 from cacophony.kernels import backend
-from cacophony.kernels.backend import Backend, choices, choose, current_backend, register, use_backend
+from cacophony.kernels.backend import Backend, choices, choose, current_backend, register, use_backend, use_rival
 from cacophony.kernels.layer_norm import layer_norm, layer_norm_reference
 from torch import Tensor
 
@@ -178,6 +178,21 @@ def test_a_backend_can_be_asked_for_some_ops_only(
         assert both(x) == "fused"
     with pytest.raises(ValueError, match="'toy_none', expected some of"), use_backend("fused", ops=["toy_none"]):
         pass
+
+
+def test_a_rival_runs_instead_of_either_implementation_and_only_in_the_body(both: Callable[..., Any]) -> None:
+    x = torch.zeros(1)
+    with use_rival("toy_both", lambda x: "rival"):
+        for asked in get_args(Backend):
+            with use_backend(asked):
+                assert both(x) == "rival"
+        assert choose("toy_both", CPU).path == "rival"
+        with use_rival("toy_both", lambda x: "another"):
+            assert both(x) == "another"
+        assert both(x) == "rival"
+    assert both(x) == "fused"
+    with pytest.raises(ValueError, match=r"use_rival: name is 'toy_missing', expected one of .*layer_norm"):
+        use_rival("toy_missing", plain).__enter__()
 
 
 def test_wrong_words_are_named(monkeypatch: pytest.MonkeyPatch, only_reference: Callable[..., Any]) -> None:

@@ -1,18 +1,33 @@
 """The front-end against a slow float64 one written from the authors' definition, and its ragged clips."""
 
 import functools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from cacophony.errors import InputError
+from cacophony.kernels import backend
+from cacophony.kernels.backend import Backend, use_backend
 from cacophony.kernels.layout import Packed, PatchPositions
 from cacophony.kernels.log_mel import Spectrogram, log_mel, mel_matrix, num_frames, patch_values
+from cacophony.kernels.native import native_library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 FLOOR = 0.2 * np.log(1e-5) + 0.9
 EDGE_LENGTHS = [1, 159, 160, 161, 399, 400, 401, 2400, 2401, 4000]
+
+needs_native = pytest.mark.skipif(native_library("cpu").handle is None, reason=native_library("cpu").about)
+
+
+@pytest.fixture(params=["reference", pytest.param("fused", marks=needs_native)])
+def asked(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Run a test with each implementation."""
+    with use_backend(request.param):
+        yield request.param
 
 
 @functools.cache
@@ -69,7 +84,8 @@ def test_equals_the_slow_definition(samples: int) -> None:
     np.testing.assert_allclose(frames.numpy(), slow_log_mel(wave.numpy()), rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("samples", [2401, 8000])
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("samples", [*EDGE_LENGTHS, 8000])
 def test_float32_stays_near_the_truth(samples: int) -> None:
     wave = noise(samples).float()
     frames = batch(wave).frames
@@ -100,14 +116,98 @@ def test_clips_in_one_call_equal_clips_alone(lengths: list[int]) -> None:
         torch.testing.assert_close(frames, batch(wave).frames, rtol=0, atol=1e-9)
 
 
+@pytest.mark.usefixtures("asked")
 def test_a_loud_neighbour_is_not_heard() -> None:
-    silence = torch.zeros(1700, dtype=torch.float64)
-    loud = torch.ones(801, dtype=torch.float64)
+    silence, loud = torch.zeros(1700), torch.ones(801)
     frames = clips(batch(loud, silence, loud, silence))
     for quiet in (frames[1], frames[3]):
-        torch.testing.assert_close(quiet, torch.full_like(quiet, FLOOR), rtol=0, atol=1e-12)
+        torch.testing.assert_close(quiet, torch.full_like(quiet, FLOOR), rtol=0, atol=1e-6)
 
 
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_in_the_frames_that_hold_it(bad: float) -> None:
+    """In every band but the first, which hears nothing."""
+    wave = noise(6000).float()
+    clean = batch(wave, wave)
+    wave[1000] = bad  # frames 4, 5, 6 begin at 640, 800, 960
+    found = batch(wave, noise(6000).float())
+    finite = found.frames[:, 1:].isfinite()
+    assert (~finite).all(dim=1).nonzero()[:, 0].tolist() == [4, 5, 6]
+    assert (~finite).any(dim=1).nonzero()[:, 0].tolist() == [4, 5, 6]
+    rest = torch.tensor([frame for frame in range(len(finite)) if frame not in (4, 5, 6)])
+    torch.testing.assert_close(found.frames[rest], clean.frames[rest], rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("level", [1e-30, 1e-8, 1e4, 1e12])
+def test_extreme_levels_are_near_the_truth(level: float) -> None:
+    wave = noise(2401, amplitude=level).float()
+    np.testing.assert_allclose(batch(wave).frames.numpy(), slow_log_mel(wave.double().numpy()), rtol=0, atol=2e-4)
+
+
+def test_what_overflows_is_infinite_or_no_number_and_never_a_wrong_number(asked: Backend) -> None:
+    frames = batch(torch.full((800,), 3e38)).frames
+    assert not bool(frames[:3, 1:3].isfinite().any()), asked
+
+
+@needs_native
+def test_the_number_of_threads_changes_no_bit() -> None:
+    waves = [noise(samples, seed).float() for seed, samples in enumerate([90_000, 1, 0, 41_234, 700])]
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            with use_backend("fused"):
+                found.append(batch(*waves).frames)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@needs_native
+def test_a_clip_is_the_same_alone_in_a_batch_and_in_another_thread() -> None:
+    waves = [noise(300 + 517 * i, i).float() for i in range(40)]
+    with use_backend("fused"), ThreadPoolExecutor(4) as pool:
+        together, alone = clips(batch(*waves)), list(pool.map(lambda wave: batch(wave).frames, waves))
+    assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
+
+
+@needs_native
+def test_a_wave_with_gaps_is_read_as_it_is() -> None:
+    wave = noise(6000).float()
+    with use_backend("fused"):
+        assert torch.equal(batch(wave[::2]).frames, batch(wave[::2].clone()).frames)
+
+
+@needs_native
+def test_fused_has_neither_float64_nor_a_gradient() -> None:
+    offsets = torch.tensor([0, 400])
+    with use_backend("fused"), pytest.raises(ValueError, match=r"float64, expected int16 or float32"):
+        log_mel(torch.zeros(400, dtype=torch.float64), offsets)
+    wave = torch.zeros(400, requires_grad=True)
+    with pytest.raises(ValueError, match="gradient"):
+        log_mel(wave, offsets)
+    with torch.no_grad():
+        assert log_mel(wave, offsets).frames.shape == (3, 128)
+    with use_backend("reference"):
+        assert log_mel(wave, offsets).frames.requires_grad
+
+
+def test_without_its_library_it_is_the_reference_and_fused_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = backend._ops["log_mel"]
+    absent = backend.Op("log_mel", op.reference, {}, needs_triton=False, absent={"cpu": "its library was not built"})
+    monkeypatch.setitem(backend._ops, "log_mel", absent)
+    choice = backend.choose("log_mel", torch.device("cpu"))
+    assert (choice.path, choice.implementation) == ("reference", op.reference)
+    assert choice.reason == "no fused implementation on cpu: its library was not built"
+    with use_backend("fused"), pytest.raises(InputError, match=r"log_mel on cpu: its library was not built"):
+        batch(torch.zeros(400))
+
+
+@pytest.mark.usefixtures("asked")
 def test_int16_equals_float_over_32768() -> None:
     wave = torch.randint(-32768, 32768, (5000,), dtype=torch.int16)
     wave[:2] = torch.tensor([-32768, 32767])
@@ -120,6 +220,7 @@ def test_silence_is_the_floor(dtype: torch.dtype) -> None:
     torch.testing.assert_close(frames, torch.full_like(frames, FLOOR), rtol=0, atol=1e-6)
 
 
+@pytest.mark.usefixtures("asked")
 def test_full_scale_is_finite_and_band_0_is_always_the_floor() -> None:
     square = torch.tensor([-32768, 32767], dtype=torch.int16).repeat_interleave(20).repeat(100)
     frames = batch(square, noise(4000).float().mul(32767).clamp(-32768, 32767).to(torch.int16)).frames

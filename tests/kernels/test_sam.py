@@ -36,6 +36,13 @@ def test_the_norm_of_whole_numbers_is_exact(elements: int, backend: Backend) -> 
     assert float(norm) == pytest.approx(math.sqrt(float(gradient.double().square().sum())), rel=1e-7)
 
 
+def test_the_norm_of_millions_of_numbers_is_that_of_float64() -> None:
+    """Budget 1e-6, ten roundings: added up one after another in float32, as a CPU does a row, they are 1e-4 off."""
+    gradient = 0.01 * torch.randn(5_000_000, device=DEVICE)
+    with use_backend("reference"):
+        assert float(gradient_norm(gradient)) == pytest.approx(float(gradient.double().norm()), rel=1e-6)
+
+
 @every_backend
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_one_number_that_is_not_finite_shows_in_the_norm(value: float, backend: Backend) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from cacophony.errors import InputError
-from cacophony.models.weights import load_into, load_tensors, save_tensors
+from cacophony.models.tensor_shapes import load_into
+from cacophony.models.weights import load_tensors, save_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 

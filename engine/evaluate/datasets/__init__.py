@@ -1,0 +1,1 @@
+"""Evaluation datasets, each read in the directory layout its authors distribute."""

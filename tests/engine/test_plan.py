@@ -1,0 +1,161 @@
+"""Plans: what fits where, what the command prints, what it refuses."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cacophony.__main__ import main
+from cacophony.engine.config import ContrastiveObjectiveConfig, ContrastiveRunConfig, MaeRunConfig, UpdateConfig
+from cacophony.engine.gpus import GIB, gpu_named
+from cacophony.engine.plan import ENOUGH_TOKENS, RESERVED_BYTES, Machine, Planner, nearest_that_fits
+from cacophony.engine.presets import paper_stage1, paper_stage2
+from cacophony.engine.step_cost import transfers
+from cacophony.engine.step_memory import ClipSize
+from cacophony.errors import InputError
+from cacophony.models.config import AUDIO_TEXT_SIZES
+
+CLIP = ClipSize(patches=512, text_tokens=20)
+SMALL = ContrastiveRunConfig(
+    model=AUDIO_TEXT_SIZES["demo"],
+    objective=ContrastiveObjectiveConfig(max_patches=512),
+    update=UpdateConfig(rho=0.05, warmup_steps=0),
+    batch_size=256,
+    steps=1000,
+)
+
+
+def machine(memory_gib: float, gpus: int = 1) -> Machine:
+    return Machine(gpu=gpu_named(f"{memory_gib} GiB"), gpus=gpus, clip=CLIP)
+
+
+def test_more_memory_recomputes_less():
+    stashes, shares = [], []
+    for memory_gib in (2, 3, 4, 6, 12):
+        plan = Planner(SMALL, machine(memory_gib)).best()
+        assert plan is not None
+        assert plan.fits
+        assert plan.bytes == sum(plan.parts.values()) <= memory_gib * GIB
+        stashes.append(plan.config.objective.stash)
+        shares.append(plan.flops.recomputed_share)
+    assert stashes == sorted(stashes)
+    assert len(set(stashes)) > 2
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] == 0.0
+
+
+def test_a_micro_batch_is_no_larger_than_of_use():
+    plan = Planner(SMALL, machine(500)).best()
+    assert plan is not None
+    assert (plan.config.micro_batch_size, plan.config.objective.stash) == (ENOUGH_TOKENS // CLIP.patches, 10)
+
+
+def test_what_is_asked_for_stays():
+    planner = Planner(SMALL, machine(2))
+    assert planner.best(stash=10) is None
+    least = planner.smallest(stash=10)
+    assert not least.fits
+    assert least.config.objective.stash == 10
+    plan = planner.best(micro_batch_size=4)
+    assert plan is not None
+    assert plan.config.micro_batch_size == 4
+
+
+def test_where_a_batch_does_not_fit_a_smaller_one_is_found():
+    huge = replace(SMALL, batch_size=SMALL.batch_size * 32)
+    assert Planner(huge, machine(2)).best() is None
+    nearest = nearest_that_fits(huge, machine(2))
+    assert nearest is not None
+    assert nearest.fits
+    assert SMALL.batch_size <= nearest.config.batch_size < huge.batch_size
+    assert nearest_that_fits(SMALL, machine(RESERVED_BYTES / GIB)) is None
+
+
+def test_the_batch_must_be_divisible():
+    with pytest.raises(InputError, match="batch_size 256 is not divisible by 3 GPUs; change --batch or --gpus"):
+        Planner(SMALL, machine(80, gpus=3))
+
+
+def test_the_papers_second_stage_fits_one_80_gb_card():
+    """Batch 4096 within 80 GB, predicted."""
+    plan = Planner(paper_stage2(), Machine(gpu=gpu_named("h100-80gb"), gpus=1, clip=CLIP)).best()
+    assert plan is not None
+    assert plan.config.batch_size == 4096
+    assert plan.config.objective.stash >= 1
+
+
+def test_eight_cards_need_no_recomputation():
+    """DESIGN's figure for the audio tower, 48 GB a card, and the text tower's few on top."""
+    plan = Planner(paper_stage2(), Machine(gpu=gpu_named("h100-80gb"), gpus=8, clip=CLIP)).best()
+    assert plan is not None
+    assert plan.config.objective.stash == 10
+    assert 48e9 < plan.memory.kept < 53e9
+
+
+def test_flops_are_those_of_the_paper_sized_networks():
+    """Forward GFLOP a sample, by hand: 12 blocks of width 768 on 512 patches, and the rest; SAM takes two gradients."""
+    plan = Planner(paper_stage2(), Machine(gpu=gpu_named("h100-80gb"), gpus=8, clip=CLIP)).best()
+    assert plan is not None
+    a_clip = plan.flops.model / 3 / 512
+    assert 105e9 < a_clip < 115e9
+    seconds = 2 * plan.flops.model / (989e12 * plan.machine.efficiency)
+    assert plan.compute_seconds == pytest.approx(seconds)
+    assert plan.step_seconds == plan.compute_seconds + plan.update_seconds + plan.transfer_seconds
+    assert plan.days == plan.step_seconds * 300_000 / 86_400
+
+
+def test_ranks_send_gradients_and_embeddings():
+    assert transfers(paper_stage2(), 1000, 1) == []
+    gradients, embeddings = transfers(paper_stage2(), 1000, 4)
+    assert gradients.bytes == 2 * 2 * 4 * 1000 * 3 / 4  # SAM's two gradients; out and back; float32
+    assert embeddings.bytes == 2 * 2 * 4096 * 768 * 4 * 3 / 4  # SAM; both modalities
+    assert len(transfers(paper_stage1(), 1000, 4)) == 1
+    gpu = gpu_named("h100-80gb")
+    assert gradients.seconds(gpu, 8) <= gradients.seconds(gpu, 16)
+
+
+def test_stage_1_keeps_one_micro_batch():
+    plan = Planner(MaeRunConfig(batch_size=64), machine(80)).best()
+    assert plan is not None
+    assert plan.memory.kept < 1e-3 * plan.memory.working
+
+
+def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "plan.json"
+    assert main(["plan", "--preset", "demo", "--gpu", "8 GiB", "--batch", "128", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "stash 10, micro-batches of 64 clips: fits" in printed
+    assert "an assumption, not measured" in printed
+    found = json.loads(file.read_text())
+    assert found["fits"] is True
+    assert found["batch_size"] == 128
+    assert found["bytes"] == sum(found["parts"].values())
+
+
+def test_the_command_names_the_nearest_plan(capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", "--preset", "demo", "--gpu", "2 GiB", "--batch", "4096", "--stash", "10"]) == 1
+    printed = capsys.readouterr().out
+    assert "does not fit" in printed
+    assert "nearest plan that fits: batch" in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--gpus", "0"], "--gpus is 0; expected 1 to 1024"),
+        (["--gpu", "h300"], "--gpu 'h300' is unknown"),
+        (["--preset", "papr_stage2"], "did you mean paper_stage2"),
+        (["--efficiency", "1.5"], "--efficiency is 1.5; expected a share"),
+        (["--seconds", "0.01"], "--seconds is 0.01; expected at least 0.16"),
+        (["--text-tokens", "1"], "--text-tokens is 1; expected at least 2"),
+        (["--batch", "100", "--gpus", "8"], "batch_size 100 is not divisible by 8 GPUs"),
+        (["--micro-batch-size", "0"], "micro_batch_size is 0; expected at least 1"),
+        (["--stash", "4"], "--stash"),
+        (["--out", "x.md"], "--out goes with --sweep"),
+    ],
+)
+def test_wrong_input_is_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
