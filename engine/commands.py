@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..models.by_hand import Stash
 from .config import ContrastiveRunConfig
 from .gpus import GIB, Gpu
-from .step_cost import Flops, RunConfigOfStage, Transfer, gradient_flops, gradients_per_step, transfers
+from .step_cost import Flops, RunConfigOfStage, Transfer, gradient_flops, gradients_per_step, is_shared, transfers
 from .step_memory import ClipSize, StateBytes, StepMemory, StepProbe
 
 RESERVED_BYTES = int(1.5 * GIB)
@@ -87,7 +87,11 @@ class Plan:
     @property
     def update_seconds(self) -> float:
         """Seconds of a step's update, which memory bounds."""
-        moved = self.parameters * UPDATE_BYTES_PER_PARAMETER[gradients_per_step(self.config)]
+        times, ranks = gradients_per_step(self.config), self.machine.gpus
+        of_parameter = float(UPDATE_BYTES_PER_PARAMETER[times])
+        if is_shared(self.config, ranks):
+            of_parameter = of_parameter / ranks + 4 * times  # all of the gradient becomes zero
+        moved = self.parameters * of_parameter
         return moved / (self.machine.gpu.memory_bandwidth * BANDWIDTH_SHARE)
 
     @property
@@ -123,13 +127,14 @@ class Planner:
         """Plan exactly ``config``: its batch, micro-batch and stash, whether it fits or not."""
         machine, local = self.machine, config.batch_size // self.machine.gpus
         lengths = torch.full((local,), machine.clip.patches), torch.full((local,), machine.clip.text_tokens)
+        state = self.probe.state
         return Plan(
             config=config,
             machine=machine,
-            state=self.probe.state,
+            state=state.shared(machine.gpus) if is_shared(config, machine.gpus) else state,
             memory=self.probe.memory(config, machine.gpus),
             flops=gradient_flops(self.probe.model, config, *lengths),
-            transfers=transfers(config, self.probe.parameters, machine.gpus),
+            transfers=transfers(config, state.gradient, state.compute, machine.gpus),
             parameters=self.probe.parameters,
         )
 

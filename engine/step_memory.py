@@ -44,6 +44,14 @@ class StateBytes:
     moments: int
     compute: int
 
+    def shared(self, ranks: int) -> "StateBytes":
+        """Return what each of so many ranks has that share the update: all of gradient and copy, and a sum of its own.
+
+        But for the few elements that make all shares as large.
+        """
+        own = self.gradient // ranks
+        return StateBytes(self.master // ranks, self.gradient + own, self.moments // ranks, self.compute)
+
 
 @dataclass(frozen=True)
 class StepMemory:

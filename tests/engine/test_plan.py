@@ -104,14 +104,28 @@ def test_flops_are_those_of_the_paper_sized_networks():
     assert plan.days == plan.step_seconds * 300_000 / 86_400
 
 
-def test_ranks_send_gradients_and_embeddings():
-    assert transfers(paper_stage2(), 1000, 1) == []
-    gradients, embeddings = transfers(paper_stage2(), 1000, 4)
-    assert gradients.bytes == 2 * 2 * 4 * 1000 * 3 / 4  # SAM's two gradients; out and back; float32
+def test_ranks_send_gradients_weights_and_embeddings():
+    assert transfers(paper_stage2(), 4000, 2600, 1) == []
+    gradients, weights, embeddings = transfers(paper_stage2(), 4000, 2600, 4)
+    assert gradients.bytes == 2 * 4000 * 3 / 4  # SAM's two gradients, each to the rank that updates it
+    assert weights.bytes == 2 * 2600 * 3 / 4  # SAM's point and the next weights
     assert embeddings.bytes == 2 * 2 * 4096 * 768 * 4 * 3 / 4  # SAM; both modalities
-    assert len(transfers(paper_stage1(), 1000, 4)) == 1
+    assert len(transfers(paper_stage1(), 4000, 2600, 4)) == 2
     gpu = gpu_named("h100-80gb")
     assert gradients.seconds(gpu, 8) <= gradients.seconds(gpu, 16)
+
+
+def test_a_rank_that_ascends_along_its_own_gradient_keeps_all_and_sends_one_sum_out_and_back():
+    config = paper_stage2()
+    config = replace(config, update=replace(config.update, perturbation="local"))
+    assert transfers(config, 4000, 2600, 4)[0].bytes == 2 * 4000 * 3 / 4
+    eight = Machine(gpu=gpu_named("h100-80gb"), gpus=8, clip=CLIP)
+    shared, whole = (Planner(of, eight).plan(of).state for of in (paper_stage2(), config))
+    assert whole.master == whole.gradient
+    assert shared.master == whole.master // 8
+    assert shared.moments == whole.moments // 8
+    assert shared.gradient == whole.gradient + whole.gradient // 8
+    assert shared.compute == whole.compute
 
 
 def test_stage_1_keeps_one_micro_batch():
