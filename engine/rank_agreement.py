@@ -13,6 +13,9 @@ import torch
 import torch.distributed as dist
 
 from ..errors import InputError
+from ..models.config_io import to_dict
+from .build import Config
+from .config import Stage
 from .distributed import Store, World, host_name
 
 _PACKAGE = Path(__file__).parents[1]
@@ -37,9 +40,10 @@ def check_agreement(world: World, facts: Mapping[str, Any], timeout_seconds: flo
         verdict = world.store.get("verdict of facts").decode()
     except dist.DistError:
         raise InputError(
-            f"rank 0 has not compared the ranks' settings within {1.5 * timeout_seconds:g} s; see what it says"
+            f"rank 0 ended, or has not compared the ranks' settings within {1.5 * timeout_seconds:g} s; see what it says"
         ) from None
     if verdict:
+        _wait_until_heard(world, world.store)
         raise InputError(verdict)
 
 
@@ -54,7 +58,16 @@ def withdrawing(world: World) -> Iterator[None]:
             world.store.set(f"facts/{world.rank}", json.dumps({"withdrawn": said}))
             if world.is_main:
                 world.store.set("verdict of facts", said)
+            _wait_until_heard(world, world.store)
         raise
+
+
+def _wait_until_heard(world: World, store: Store) -> None:
+    """Let rank 0, with whose process the store may end, wait until the others know the verdict."""
+    store.set(f"heard/{world.rank}", "")
+    if world.is_main:
+        with contextlib.suppress(dist.DistError):  # one that has ended by itself
+            store.wait([f"heard/{rank}" for rank in range(world.size)], datetime.timedelta(seconds=10))
 
 
 def _compare(world: World, store: Store, timeout_seconds: float) -> str:
@@ -87,6 +100,20 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def run_facts(
+    stage: Stage, config: Config, data_fingerprint: str, init: Path | None, *, is_continued: bool
+) -> dict[str, Any]:
+    """Return what must be the same on all ranks of a run."""
+    return {
+        "stage": stage,
+        "config": to_dict(config),
+        "code": code_facts(),
+        "data": data_fingerprint,
+        "init": str(init),
+        "continued": is_continued,
+    }
 
 
 def code_facts() -> dict[str, str]:

@@ -2,15 +2,12 @@
 
 import contextlib
 import math
-import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 from ..data.batch import AudioTextBatch
 from ..data.dali import choose_decoder
@@ -19,7 +16,6 @@ from ..data.shards import Shards
 from ..data.tokens import TOKENIZER_FILE, CaptionTokenizer, resolve_tokenizer
 from ..errors import InputError, RunError
 from ..kernels import backend
-from ..models.config_io import to_dict
 from ..models.model_directory import write_config, write_processor
 from .build import AnyUpdater, Config, build_model, build_objective, build_updater
 from .checkpoint import discard_unfinished
@@ -28,9 +24,10 @@ from .config import ContrastiveRunConfig, MaeRunConfig, Stage
 from .continuation import choose_checkpoint, restore
 from .distributed import RanksLost, World, join_world
 from .initialisation import initialise, tokenizer_spec, write_report
+from .introduction import introduce
 from .late_flags import LateFlags
 from .objective import Objective, Report
-from .rank_agreement import check_agreement, code_facts, withdrawing
+from .rank_agreement import check_agreement, run_facts, withdrawing
 from .rank_watch import RankWatch
 from .run_directory import (
     RunRecord,
@@ -107,7 +104,8 @@ def train(
             shards = opened.enter_context(Shards.open(data))
             if record is not None and record.data_fingerprint != shards.fingerprint:
                 raise InputError(f"{data}: is not the data that {out} was started with ({record.data})")
-        check_agreement(world, _facts(task, shards, world), config.timeout_seconds)
+        facts = run_facts(stage, config, shards.fingerprint, init, is_continued=record is not None)
+        check_agreement(world, facts, config.timeout_seconds)
         with RankWatch(world, config.timeout_seconds) as watch, backend.use_backend(config.backend):
             try:
                 finished = _train(task, shards, world, [f"changed: {describe_changes(changed)}"] if changed else [])
@@ -116,20 +114,6 @@ def train(
     world.barrier()  # rank 0 may keep the store that the others watch
     world.close()
     return finished
-
-
-def _facts(task: _Task, shards: Shards, world: World) -> dict[str, Any]:
-    """Return what must be the same on all ranks."""
-    if world.size == 1:
-        return {}
-    return {
-        "stage": task.stage,
-        "config": to_dict(task.config),
-        "code": code_facts(),
-        "data": shards.fingerprint,
-        "init": str(task.init),
-        "run that is continued": task.continued is not None,
-    }
 
 
 def _train(task: _Task, shards: Shards, world: World, notes: list[str]) -> Finished:
@@ -172,7 +156,7 @@ def _train(task: _Task, shards: Shards, world: World, notes: list[str]) -> Finis
                 *notes,
                 *damage_notes,
             ]
-            _introduce(log, config, model, world, notes, first_step)
+            introduce(log, config, model, world, notes, first_step)
         writer = cleanup.enter_context(
             CheckpointWriter(
                 out,
@@ -248,7 +232,8 @@ def _loop(
             tripped, stopping = flags.exchange(watch.tripped(), stop.received is not None)
             if tripped:
                 writer.wait()
-                raise _not_finite(watch, task.out, shards, world, writer.saved_step)
+                name = f"skipped_batches.rank{world.rank}.json" if world.size > 1 else "skipped_batches.json"
+                raise watch.error(task.out / name, shards.key, writer.saved_step)
             if done % config.save_every_steps == 0 or done == config.steps or stopping:
                 save(done)
             tell_failures()
@@ -267,16 +252,6 @@ def _going_on(log: RunLog) -> Iterator[None]:
         yield
     except OSError as error:
         log.say(f"the log could not be written ({error})")
-
-
-def _not_finite(watch: SkipWatch, out: Path, shards: Shards, world: World, saved_step: int) -> RunError:
-    """Save the batches whose gradients were not finite; returns what ends the run."""
-    path = out / (f"skipped_batches.rank{world.rank}.json" if world.size > 1 else "skipped_batches.json")
-    watch.save(path, shards.key)
-    return RunError(
-        f"the gradient was not finite for {watch.in_a_row} steps in a row; the keys of their clips are in {path}, and "
-        f"the newest checkpoint is of step {saved_step}. Lower update.learning_rate or check the data"
-    )
 
 
 def _loader_config(config: Config, device: torch.device) -> LoaderConfig:
@@ -322,20 +297,3 @@ def _tokenizer(
     if continued_run is not None and (continued_run / TOKENIZER_FILE).is_file():
         return CaptionTokenizer.load(continued_run), "tokenizer: the run's own"
     return resolve_tokenizer(tokenizer_spec(config, init), shards.captions(), config.model.text.vocab_size)
-
-
-def _introduce(log: RunLog, config: Config, model: nn.Module, world: World, notes: list[str], first_step: int) -> None:
-    parameters = sum(p.numel() for p in model.parameters())
-    log.say(
-        f"{parameters / 1e6:.2f} M parameters, batch {config.batch_size} on {world.size} x {world.device}, "
-        f"{config.precision}, {config.layout} layout, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    )
-    paths = backend.choices(world.device)
-    for path in ("fused", "reference"):
-        names = [choice.op for choice in paths if choice.path == path]
-        if names:
-            log.say(f"{path} path: {', '.join(names)}")
-    for note in filter(None, notes):
-        log.say(note)
-    if first_step:
-        log.say(f"continuing from step {first_step}")

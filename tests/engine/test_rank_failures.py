@@ -83,8 +83,8 @@ def test_ranks_with_other_settings_are_named_before_anything_is_written(
 
 
 OTHER_CODE = """
-import cacophony.engine.trainer as trainer
-trainer.code_facts = lambda: {{"torch": "2.13", "sources": "1234" if os.environ["RANK"] == "0" else "5678"}}
+import cacophony.engine.rank_agreement as agreement
+agreement.code_facts = lambda: {{"torch": "2.13", "sources": "1234" if os.environ["RANK"] == "0" else "5678"}}
 """.replace("{{", "{").replace("}}", "}")
 
 
