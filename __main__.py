@@ -10,6 +10,8 @@ from typing import Any
 # Read when torch loads OpenMP. Threads that wait for each other spin for long by default, which makes small steps many
 # times slower when another process wants a core; after a short spin they sleep.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# Where a rank is gone, torch warns of every socket with pages of C++; our own line names the rank.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 from .bench.commands import (
     all_command,
@@ -127,7 +129,11 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 (the run failed), 2 (the input was wrong), 130 (Ctrl-C)."""
+    """Run one command; returns the exit code.
+
+    0, 1 (the run failed), 2 (the input was wrong), 3 (the run went on, but a checkpoint could not be written), 130
+    (Ctrl-C).
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

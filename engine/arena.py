@@ -1,5 +1,8 @@
 """Arena: all parameters of a network in one flat float32 buffer, its gradient and moments in others alike.
 
+Ranks share the master and the moments: each has the same share of the narrow part and of the wide one, and computes
+with a whole copy. A rank alone has everything.
+
 The network's parameters become views of a copy of the master. In bfloat16 runs the copy holds the weights and biases of
 :class:`~.models.layers.Linear` in bfloat16, which is what autocast would make of them at every call; all else, and in
 float32 runs everything, is copied as it is. ``grad`` of every parameter is a view of the gradient, float32 always.
@@ -19,6 +22,8 @@ from ..kernels.flat_buffers import SEGMENT, write_copy
 from ..kernels.precision import set_gradient
 from ..models.layers import Linear
 from ..models.tensor_shapes import check_tensors, shapes
+from .distributed import World
+from .pieces import join_pieces, piece_name
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -46,48 +51,96 @@ class _Place:
         return buffer[self.start - start :][: self.shape.numel()].view(self.shape)
 
 
+@dataclass(frozen=True)
+class _Share:
+    """A rank's share of the elements: of the narrow part and of the wide one, side by side in its own buffers."""
+
+    narrow: slice
+    wide: slice
+
+    @classmethod
+    def of(cls, world: World, narrow: int, elements: int) -> "_Share":
+        """Divide ``narrow`` of so many ``elements``, and the others, among the ranks."""
+        mine, rest = narrow // world.size, (elements - narrow) // world.size
+        first = narrow + world.rank * rest
+        return cls(slice(world.rank * mine, (world.rank + 1) * mine), slice(first, first + rest))
+
+    def cut(self, flat: Tensor) -> Tensor:
+        """Return this share of a whole ``flat`` buffer."""
+        return torch.cat((flat[self.narrow], flat[self.wide]))
+
+    def overlap(self, place: _Place) -> tuple[int, int, int]:
+        """Return the first and last of a parameter's elements that are of this share, and where it has the first."""
+        part = self.narrow if place.is_narrow else self.wide
+        before = 0 if place.is_narrow else self.narrow.stop - self.narrow.start
+        first = max(place.start, part.start)
+        last = max(first, min(place.start + place.shape.numel(), part.stop))
+        return first - place.start, last - place.start, before + first - part.start
+
+
 class Arena:
     """The flat buffers of a network on its device, and the network's parameters as views of them.
 
-    ``master``, ``gradient``, ``exp_avg`` and ``exp_avg_sq`` ``[N]``; ``narrow`` and ``wide``, the copy; ``groups`` and
-    ``table``, who is updated how; ``counts``: see :mod:`~.kernels.adamw`. Parameters that a network shares lie there
+    Whole on every rank: ``gradient`` ``[N]``; ``narrow`` and ``wide``, the copy. A rank's share, ``[N / ranks]``:
+    ``master``, ``exp_avg`` and ``exp_avg_sq``; ``own_gradient``, ``own_narrow`` and ``own_wide``; ``groups`` and
+    ``table``, who is updated how. ``counts``: see :mod:`~.kernels.adamw`. Parameters that a network shares lie there
     once. A parameter begins at a multiple of SEGMENT elements; what is between two is zero and stays so.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[ParameterGroup], linear_dtype: torch.dtype | None) -> None:
-        """Move the parameters of ``model`` into buffers of their dtype; ``linear_dtype`` of the copy of Linear's."""
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Sequence[ParameterGroup],
+        linear_dtype: torch.dtype | None,
+        world: World | None = None,
+    ) -> None:
+        """Move the parameters of ``model`` into buffers of their dtype; ``linear_dtype`` of the copy of Linear's.
+
+        The ranks of ``world``, all with the same parameters, share master and moments; without one nothing is shared.
+        """
         parameters = dict(model.named_parameters())
         dtypes, devices = {p.dtype for p in parameters.values()}, {p.device for p in parameters.values()}
         if len(dtypes) != 1 or len(devices) != 1:
             raise ValueError(f"Arena: expected parameters of one dtype on one device, got {dtypes} on {devices}")
         (dtype,), (device,) = dtypes, devices
         self.model = model
+        self.world = world or World(0, 1, device)
         narrow = _linear_parameters(model) if linear_dtype not in (None, dtype) else set()
         group_of = {name: number for number, group in enumerate(groups) for name in group.names}
         self.places: dict[str, _Place] = {}
         numbers: list[int] = []
-        narrow_elements = 0
-        # A stable sort: linear layers first, else in the order of the network.
-        for name in sorted(parameters, key=lambda name: id(parameters[name]) not in narrow):
-            parameter, is_narrow = parameters[name], id(parameters[name]) in narrow
-            self.places[name] = _Place(parameter, len(numbers) * SEGMENT, parameter.shape, is_narrow)
-            numbers += [group_of[name]] * -(-parameter.numel() // SEGMENT)
-            narrow_elements = len(numbers) * SEGMENT if is_narrow else narrow_elements
-        elements = len(numbers) * SEGMENT
+        ends: list[int] = []
+        for is_narrow in (True, False):
+            for name, parameter in parameters.items():
+                if (id(parameter) in narrow) == is_narrow:
+                    self.places[name] = _Place(parameter, len(numbers) * SEGMENT, parameter.shape, is_narrow)
+                    numbers += [group_of[name]] * -(-parameter.numel() // SEGMENT)
+            numbers += [0] * (-len(numbers) % self.world.size)  # every rank's share is as large
+            ends.append(len(numbers) * SEGMENT)
+        narrow_elements, elements = ends
 
-        self.master, self.gradient, self.exp_avg, self.exp_avg_sq = (
-            torch.zeros(elements, dtype=dtype, device=device) for _ in range(4)
-        )
+        self.gradient = torch.zeros(elements, dtype=dtype, device=device)
         self.narrow = torch.zeros(narrow_elements, dtype=linear_dtype or dtype, device=device)
         self.wide = torch.zeros(elements - narrow_elements, dtype=dtype, device=device)
-        self.groups = torch.tensor(numbers, dtype=torch.uint8, device=device)
+        self._share = share = _Share.of(self.world, narrow_elements, elements)
+        flat = torch.zeros(elements, dtype=dtype, device=device)
+        for place in self.places.values():
+            place.of(flat).copy_(place.parameter.detach())
+            place.parameter.data = place.of(self.narrow) if place.is_narrow else place.of(self.wide, narrow_elements)
+        write_copy(flat, self.narrow, self.wide)
+        self.master = flat if self.world.size == 1 else share.cut(flat)
+        self.exp_avg, self.exp_avg_sq = (torch.zeros_like(self.master) for _ in range(2))
+        self.own_gradient = self.gradient if self.world.size == 1 else torch.zeros_like(self.master)
+        self.own_narrow = self.narrow[share.narrow]
+        self.own_wide = self.wide[share.wide.start - narrow_elements :][: share.wide.stop - share.wide.start]
+        self.groups = (
+            share.cut(torch.tensor(numbers, dtype=torch.uint8).repeat_interleave(SEGMENT))[::SEGMENT]
+            .contiguous()
+            .to(device)
+        )
         table = [[group.weight_decay, group.rate_factor] for group in groups]
         self.table = torch.tensor(table, dtype=dtype, device=device)
         self.counts = torch.zeros(COUNTS, dtype=torch.int64, device=device)
-        for place in self.places.values():
-            place.of(self.master).copy_(place.parameter.detach())
-            place.parameter.data = place.of(self.narrow) if place.is_narrow else place.of(self.wide, narrow_elements)
-        self.restore_copy()
         self._gradients = {name: place.of(self.gradient) for name, place in self.places.items()}
         self.attach_gradients()
 
@@ -104,47 +157,85 @@ class Arena:
             if self.places[name].parameter.grad is not view:
                 raise RuntimeError(f"{name}.grad was replaced; add to it in place, and never zero_grad() a step")
 
+    def sum_gradient(self) -> None:
+        """Sum the gradient over ranks into ``own_gradient``; on several ranks the whole one is zero afterwards."""
+        if self.world.size == 1:
+            return
+        for whole, own in zip(self._parts(self.gradient), self._own_parts(self.own_gradient), strict=True):
+            self.world.sum_shares(whole, own)
+        self.gradient.zero_()
+
+    def gather_copy(self) -> None:
+        """Let every rank compute with what each wrote into its share of the copy."""
+        for whole, own in ((self.narrow, self.own_narrow), (self.wide, self.own_wide)):
+            self.world.gather_shares(whole, own)
+
     def restore_copy(self) -> None:
-        """Let the network compute with the master's values again."""
-        write_copy(self.master, self.narrow, self.wide)
+        """Let the network compute with the master's values again; all ranks call it."""
+        write_copy(self.master, self.own_narrow, self.own_wide)
+        self.gather_copy()
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the network's state dict with the master's values."""
+        """Return the network's state dict with the master's values; all ranks call it.
+
+        Views of the master where a rank is alone, else of a whole one that is gathered for it.
+        """
+        whole = self.master
+        if self.world.size > 1:
+            whole = torch.empty_like(self.gradient)
+            for part, own in zip(self._parts(whole), self._own_parts(self.master), strict=True):
+                self.world.gather_shares(part, own)
         names = {id(place.parameter): name for name, place in self.places.items()}
         return {
-            name: self.places[names[id(tensor)]].of(self.master) if id(tensor) in names else tensor
+            name: self.places[names[id(tensor)]].of(whole) if id(tensor) in names else tensor
             for name, tensor in self.model.state_dict(keep_vars=True).items()
         }
 
     def load_weights(self, tensors: Mapping[str, Tensor], source: Path) -> None:
         """Copy ``tensors`` into the master; raises InputError that names one that does not fit."""
-        own = self.weights()
+        own = self.model.state_dict(keep_vars=True)
         check_tensors(shapes(tensors), shapes(own), source)
+        names = {id(place.parameter): name for name, place in self.places.items()}
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])
-        self.restore_copy()
+                if id(tensor) in names:
+                    self._load(self.master, names[id(tensor)], tensors[name])
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return moments and step count of every parameter, as AdamW of PyTorch has them: ``exp_avg.<name>``, …"""
-        buffers = dict(zip(MOMENTS, (self.exp_avg, self.exp_avg_sq), strict=True))
+        """Return moments and step count of every parameter, as AdamW of PyTorch has them: ``exp_avg.<name>``, …
+
+        Of a parameter that lies on several ranks, this rank's :mod:`piece <.pieces>`; its count is where it begins.
+        """
         applied = self.counts[APPLIED].float().cpu()
         state: dict[str, Tensor] = {}
         for name, _ in self.model.named_parameters():
-            state[f"step.{name}"] = applied.clone()
-            for key, buffer in buffers.items():
-                state[f"{key}.{name}"] = self.places[name].of(buffer)
+            place, elements = self.places[name], self.places[name].shape.numel()
+            first, last, at = self._share.overlap(place)
+            if first == 0 < last:
+                state[f"step.{name}"] = applied.clone()
+            for key in MOMENTS:
+                piece = getattr(self, key)[at : at + last - first]
+                if (first, last) == (0, elements):
+                    state[f"{key}.{name}"] = piece.view(place.shape)
+                elif first < last:
+                    state[piece_name(f"{key}.{name}", first, last)] = piece
         return state
 
     def load_state_tensors(self, state: Mapping[str, Tensor], source: Path) -> None:
-        """Restore what :meth:`state_tensors` returned, or nothing (before the first update).
+        """Restore what :meth:`state_tensors` returned on all ranks, or nothing (before the first update).
 
         Raises InputError that names a tensor that is missing, unexpected, misshapen or of another step.
         """
         if not state:
             return
-        own = self.state_tensors()
-        check_tensors(shapes(state), shapes(own), source)
+        expected = {
+            f"{key}.{name}": () if key == "step" else tuple(place.shape)
+            for name, place in self.places.items()
+            for key in ("step", *MOMENTS)
+        }
+        state = join_pieces(state, expected, source)
+        check_tensors(shapes(state), expected, source)
         steps = {name: float(tensor) for name, tensor in state.items() if name.startswith("step.")}
         applied = max(steps.values())
         for name, count in steps.items():
@@ -152,9 +243,21 @@ class Arena:
                 raise InputError(
                     f"{source}: {name} is {count:g}, that of others {applied:g}; expected one count for all"
                 )
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
+        for name in self.places:
+            for key in MOMENTS:
+                self._load(getattr(self, key), name, state[f"{key}.{name}"])
         self.counts[APPLIED] = int(applied)
+
+    def _load(self, buffer: Tensor, name: str, tensor: Tensor) -> None:
+        """Copy this rank's elements of the whole ``tensor`` of parameter ``name`` into its share, ``buffer``."""
+        first, last, at = self._share.overlap(self.places[name])
+        buffer[at : at + last - first].copy_(tensor.flatten()[first:last])
+
+    def _parts(self, whole: Tensor) -> tuple[Tensor, Tensor]:
+        return whole[: len(self.narrow)], whole[len(self.narrow) :]
+
+    def _own_parts(self, own: Tensor) -> tuple[Tensor, Tensor]:
+        return own[: len(self.own_narrow)], own[len(self.own_narrow) :]
 
 
 def _linear_parameters(model: nn.Module) -> set[int]:

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from .run_directory import is_run, read_record
 from .trainer import train
 
 INTERRUPTED = 130  # the exit code shells give to Ctrl-C
+NOT_SAVED = 3  # the exit code of a run that went on though a checkpoint could not be written
 _DEFAULT_PRESETS: dict[Stage, str] = {"mae": "paper_stage1", "contrastive": "paper_stage2"}
 
 
@@ -54,6 +56,8 @@ class TrainArguments:
     """Continue the run in --out; where there is none, start it."""
     limits: bool = False
     """Train and write nothing: measure for about a minute what limits the run, and say what to change."""
+    allow_changed: bool = False
+    """Continue it though the configuration is another; what changed is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,7 @@ def train_arguments(stage: Stage, argv: Sequence[str]) -> TrainMae | TrainContra
             init=None,
             resume=False,
             limits=False,
+            allow_changed=False,
             run=defaults,
         ),
     )
@@ -118,12 +123,24 @@ def train_command(stage: Stage, argv: Sequence[str]) -> int:
         if found is not None:
             print(describe(found, arguments.run))
         return 0
-    finished = train(stage, arguments.run, arguments.data, arguments.out, init=arguments.init, resume=arguments.resume)
-    if finished.stopped_by is not None:
-        print(f"stopped by {finished.stopped_by.name} after step {finished.steps}; continue with --resume")
-        return INTERRUPTED if finished.stopped_by is signal.SIGINT else 0
-    print(f"{arguments.out}: {finished.steps} steps done")
-    return 0
+    finished = train(
+        stage,
+        arguments.run,
+        arguments.data,
+        arguments.out,
+        init=arguments.init,
+        resume=arguments.resume,
+        allow_changed=arguments.allow_changed,
+    )
+    code = INTERRUPTED if finished.stopped_by is signal.SIGINT else 0
+    if finished.is_main:
+        if finished.failed_saves:
+            print(f"cacophony: {'; '.join(finished.failed_saves)}", file=sys.stderr)
+        if finished.stopped_by is not None:
+            print(f"stopped by {finished.stopped_by.name} after step {finished.steps}; continue with --resume")
+        else:
+            print(f"{arguments.out}: {finished.steps} steps done")
+    return NOT_SAVED if finished.failed_saves else code
 
 
 def embed_command(

@@ -200,7 +200,7 @@ class UpdateConfig:
     queries), or these and embedding tables."""
     perturbation: Literal["global", "local"] = "global"
     """SAM's ascent follows the gradient of the global batch, or on each rank that rank's share of it (m-SAM), which
-    saves a sum over ranks."""
+    saves a sum over ranks; but then every rank holds all weights and moments, and updates them all."""
     ascent: Literal["gradient", "momentum"] = "gradient"
     """SAM's ascent follows a gradient computed for it, or AdamW's running mean (MSAM), which costs no gradient."""
     ascent_fraction: float = 1.0
@@ -293,11 +293,15 @@ class RunConfig:
     """Newest checkpoints kept; older ones are deleted."""
     wandb: str = ""
     """Project on Weights & Biases to log to as well, with the extra `wandb`; none where empty."""
+    timeout_seconds: float = 600.0
+    """Seconds without a sign of life from a rank, or without progress of any, after which all end and name it."""
 
     def __post_init__(self) -> None:
         """Check the ranges and what must fit together."""
         for name in ("batch_size", "micro_batch_size", "steps", "log_every_steps", "save_every_steps"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
+        _require_finite(self, "")
+        _require(self.timeout_seconds >= 1.0, f"timeout_seconds is {self.timeout_seconds}; expected at least 1")
         _require(self.keep_checkpoints >= 1, f"keep_checkpoints is {self.keep_checkpoints}; expected at least 1")
         _require(
             self.micro_batch_tokens == 0 or self.layout == "packed",

@@ -1,36 +1,93 @@
 """The ranks of a run: started by torchrun, or alone."""
 
+import contextlib
+import datetime
 import os
-from dataclasses import dataclass
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, Store, rendezvous  # pyright: ignore[reportPrivateImportUsage]
 
-from ..errors import InputError
+from ..errors import InputError, RunError
 from ..kernels.spans import span
 from .phases import COLLECTIVE
+
+TIMEOUT_SECONDS = 600.0
+_POLL_SECONDS = 0.1
+
+# torch 2.13 has new names for these.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+class RanksLost(RunError):
+    """An exchange with other ranks broke off."""
+
+
+@dataclass
+class Exchanges:
+    """How many exchanges with other ranks this one has begun: which rank others wait for can be told from it."""
+
+    begun: int = 0
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the ranks of a run, and the device it computes on."""
+    """This process among the ranks of a run, and the device it computes on.
+
+    An exchange that breaks off, for a rank is gone, raises RanksLost. ``store`` is where ranks leave each other short
+    messages; a rank alone has none.
+    """
 
     rank: int
     size: int
     device: torch.device
+    store: Store | None = field(default=None, compare=False, repr=False)
+    exchanges: Exchanges = field(default_factory=Exchanges, compare=False, repr=False)
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes logs and checkpoints."""
+        """Whether this rank writes logs, and checkpoints' common part."""
         return self.rank == 0
+
+    def connection(self) -> Store:
+        """Return a connection to the store for a thread of its own; one does not wait for what another waits for."""
+        assert self.store is not None
+        return self.store.clone()  # pyright: ignore[reportAttributeAccessIssue]  (not in torch's stub)
+
+    @contextlib.contextmanager
+    def exchange(self) -> Iterator[None]:
+        """Count the exchange with other ranks that the body is."""
+        self.exchanges.begun += 1
+        try:
+            with span(COLLECTIVE):
+                yield
+        except RuntimeError as error:
+            raise RanksLost(str(error)) from error
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Replace ``tensor`` by its sum over ranks."""
         if self.size > 1:
-            with span(COLLECTIVE):
+            with self.exchange():
                 dist.all_reduce(tensor)
         return tensor
+
+    def sum_shares(self, whole: Tensor, own: Tensor) -> None:
+        """Sum the flat ``whole`` over ranks, into ``own`` this rank's share: as much for each, in rank order."""
+        if self.size > 1 and whole.numel():
+            with self.exchange():
+                _reduce_scatter(own, whole)
+
+    def gather_shares(self, whole: Tensor, own: Tensor) -> None:
+        """Fill the flat ``whole`` with every rank's ``own`` share, in rank order; ``own`` may lie in there."""
+        if self.size > 1 and whole.numel():
+            with self.exchange():
+                _all_gather(whole, own)
 
     def total(self, *counts: float) -> tuple[Tensor, ...]:
         """Return the sum over ranks of each of these host numbers, 0-d float64 on the device; waits for nothing."""
@@ -42,7 +99,7 @@ class World:
         if self.size == 1:
             return rows
         parts = [torch.empty_like(rows) for _ in range(self.size)]
-        with span(COLLECTIVE):
+        with self.exchange():
             dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
@@ -51,22 +108,24 @@ class World:
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         if self.size == 1 or not gradients:
             return
-        flat = torch.cat([g.flatten() for g in gradients])
-        with span(COLLECTIVE):
-            dist.all_reduce(flat)
+        flat = self.sum_(torch.cat([g.flatten() for g in gradients]))
         for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(total.view_as(gradient))
 
-    def any_of(self, *flags: bool) -> list[bool]:
-        """Whether each of ``flags`` is set on any rank."""
-        if self.size == 1:
-            return list(flags)
-        return (self.sum_(torch.tensor([float(flag) for flag in flags], device=self.device)) > 0).tolist()
+    def from_main(self, name: str, text: str) -> str:
+        """Return the ``text`` that rank 0 gave; ``name`` is of this message alone."""
+        if self.store is None:
+            return text
+        if self.is_main:
+            self.store.set(f"from main/{name}", text)
+        with self.exchange():
+            return self.store.get(f"from main/{name}").decode()
 
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.size > 1:
-            dist.barrier()
+            with self.exchange():
+                dist.barrier()
 
     def close(self) -> None:
         """Leave the process group."""
@@ -74,22 +133,76 @@ class World:
             dist.destroy_process_group()
 
 
-def join_world(device: str) -> World:
+def join_world(device: str, timeout_seconds: float = TIMEOUT_SECONDS) -> World:
     """Join the ranks that torchrun started (environment variables), or form a world of one.
 
-    ``device`` is ``"auto"`` or a torch device; a rank among several takes the GPU of its local rank. Raises InputError
-    where the device does not exist.
+    ``device`` is ``"auto"`` or a torch device; a rank among several takes the GPU of its local rank. Joining gives up
+    after ``timeout_seconds``, an exchange after half as much more. Raises InputError where the device does not exist,
+    the variables make no sense, or the ranks do not find each other.
     """
-    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    size, rank = _from_environment("WORLD_SIZE", 1), _from_environment("RANK", 0)
+    if not 0 <= rank < size:
+        raise InputError(f"RANK is {rank} and WORLD_SIZE {size}; expected ranks 0 to WORLD_SIZE - 1, as torchrun sets")
     chosen = choose_device(device)
-    if size > 1:
-        if chosen.type == "cuda" and chosen.index is None:
-            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        if chosen.type == "cuda":
-            torch.cuda.set_device(chosen)
-        if not dist.is_initialized():
-            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    return World(rank, size, chosen)
+    if size == 1:
+        return World(rank, size, chosen)
+    if chosen.type == "cuda" and chosen.index is None:
+        chosen = choose_device(f"cuda:{_from_environment('LOCAL_RANK', 0)}")
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    store = _rendezvous(rank, timeout_seconds)
+    dist.init_process_group(
+        "nccl" if chosen.type == "cuda" else "gloo",
+        store=PrefixStore("group", store),
+        rank=rank,
+        world_size=size,
+        # Later than RankWatch, which can name the rank that is to blame.
+        timeout=datetime.timedelta(seconds=1.5 * timeout_seconds),
+    )
+    return World(rank, size, chosen, PrefixStore("run", store))
+
+
+def _from_environment(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal():
+        raise InputError(f"{name} is {value!r}; expected a whole number, as torchrun sets")
+    return int(value)
+
+
+def _rendezvous(rank: int, timeout_seconds: float) -> Store:
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if not address or not port:
+        raise InputError("MASTER_ADDR or MASTER_PORT is not set; start the ranks with torchrun")
+    where = f"{address}:{port} (MASTER_ADDR:MASTER_PORT)"
+    lost = f"{where}: the ranks did not find each other within {timeout_seconds:g} s"
+    what_to_do = "check the address, firewalls, and that every rank was started"
+    if rank > 0 and not _answers(address, _from_environment("MASTER_PORT", 0), timeout_seconds):
+        raise InputError(f"{lost} (rank 0 does not answer there); {what_to_do}")
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=datetime.timedelta(seconds=timeout_seconds)))
+    except (dist.DistError, ValueError) as error:
+        if "EADDRINUSE" in str(error):
+            raise InputError(f"{where}: the port is in use; choose another (torchrun --master-port)") from None
+        raise InputError(f"{lost} ({str(error).splitlines()[0]}); {what_to_do}") from None
+    return store
+
+
+def _answers(address: str, port: int, timeout_seconds: float) -> bool:
+    """Whether somebody listens there before time is up; torch, which tries as well, writes pages of C++ about it."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            with socket.create_connection((address, port), timeout=timeout_seconds):
+                return True
+        except (OSError, OverflowError):
+            if time.monotonic() + _POLL_SECONDS > deadline:
+                return False
+            time.sleep(_POLL_SECONDS)
+
+
+def host_name() -> str:
+    """Return the name of this machine, for messages."""
+    return socket.gethostname()
 
 
 def choose_device(device: str) -> torch.device:

@@ -7,11 +7,15 @@ from typing import Any, get_args
 import torch
 
 from ..errors import InputError
+from ..kernels.log_mel import FREQ_PATCHES
 from ..models.by_hand import Stash
-from .config import ContrastiveRunConfig
+from .config import ContrastiveRunConfig, MaeRunConfig
 from .gpus import GIB, Gpu
-from .step_cost import Flops, RunConfigOfStage, Transfer, gradient_flops, gradients_per_step, transfers
+from .step_cost import Flops, RunConfigOfStage, Transfer, gradient_flops, gradients_per_step, is_shared, transfers
 from .step_memory import ClipSize, StateBytes, StepMemory, StepProbe
+
+MEAN_TEXT_TOKENS = 20
+"""Of a caption, <s> and </s> included, where nothing else is known."""
 
 RESERVED_BYTES = int(1.5 * GIB)
 """Left alone: CUDA's context, the libraries' workspaces, and what the allocator cannot hand out for its gaps."""
@@ -87,7 +91,11 @@ class Plan:
     @property
     def update_seconds(self) -> float:
         """Seconds of a step's update, which memory bounds."""
-        moved = self.parameters * UPDATE_BYTES_PER_PARAMETER[gradients_per_step(self.config)]
+        times, ranks = gradients_per_step(self.config), self.machine.gpus
+        of_parameter = float(UPDATE_BYTES_PER_PARAMETER[times])
+        if is_shared(self.config, ranks):
+            of_parameter = of_parameter / ranks + 4 * times  # all of the gradient becomes zero
+        moved = self.parameters * of_parameter
         return moved / (self.machine.gpu.memory_bandwidth * BANDWIDTH_SHARE)
 
     @property
@@ -123,13 +131,14 @@ class Planner:
         """Plan exactly ``config``: its batch, micro-batch and stash, whether it fits or not."""
         machine, local = self.machine, config.batch_size // self.machine.gpus
         lengths = torch.full((local,), machine.clip.patches), torch.full((local,), machine.clip.text_tokens)
+        state = self.probe.state
         return Plan(
             config=config,
             machine=machine,
-            state=self.probe.state,
+            state=state.shared(machine.gpus) if is_shared(config, machine.gpus) else state,
             memory=self.probe.memory(config, machine.gpus),
             flops=gradient_flops(self.probe.model, config, *lengths),
-            transfers=transfers(config, self.probe.parameters, machine.gpus),
+            transfers=transfers(config, state.gradient, state.compute, machine.gpus),
             parameters=self.probe.parameters,
         )
 
@@ -187,3 +196,24 @@ def nearest_that_fits(config: RunConfigOfStage, machine: Machine) -> Plan | None
         if found is not None:
             return found
     return None
+
+
+def fit_note(config: RunConfigOfStage, gpu: Gpu, ranks: int) -> str:
+    """Return a line that says whether ``config`` fits ``gpu`` if every clip has the most patches it can have.
+
+    Where it does not, the line names the settings of the nearest plan that does.
+    """
+    patches = config.data.max_patches if isinstance(config, MaeRunConfig) else config.objective.max_patches
+    clip = ClipSize(-(-patches // FREQ_PATCHES) * FREQ_PATCHES, MEAN_TEXT_TOKENS)
+    planner = Planner(config, Machine(gpu=gpu, gpus=ranks, clip=clip))
+    plan = planner.plan(config)
+    there = f"{gpu.memory_bytes / GIB:.0f} GiB"
+    if plan.fits:
+        return f"plan: {plan.bytes / GIB:.1f} of {there} with clips of {patches} patches"
+    best = planner.best()
+    advice = "take a smaller batch_size, or more GPUs (`cacophony plan`)"
+    if best is not None:
+        advice = (
+            f"--objective.stash {best.config.objective.stash} --micro-batch-size {best.config.micro_batch_size} does"
+        )
+    return f"plan DOES NOT FIT: {plan.bytes / GIB:.1f} of {there} with clips of {patches} patches; {advice}"

@@ -13,7 +13,7 @@ from ..kernels.log_mel import SAMPLE_RATE, num_patches
 from ..models.by_hand import Stash
 from .config import Stage
 from .gpus import GIB, gpu_named
-from .plan import BANDWIDTH_SHARE, EFFICIENCY, Machine, Plan, Planner, nearest_that_fits
+from .plan import BANDWIDTH_SHARE, EFFICIENCY, MEAN_TEXT_TOKENS, Machine, Plan, Planner, nearest_that_fits
 from .presets import PRESETS, preset
 from .step_cost import GPUS_PER_NODE, RunConfigOfStage, gradients_per_step
 from .step_memory import ClipSize
@@ -32,7 +32,7 @@ def plan_command(
     stash: Stash | None = None,
     micro_batch_size: int | None = None,
     seconds: float = 10.24,
-    text_tokens: int = 20,
+    text_tokens: int = MEAN_TEXT_TOKENS,
     efficiency: float = EFFICIENCY,
     sweep: bool = False,
     out: Path | None = None,

@@ -33,6 +33,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "keep_checkpoints",
         "log_every_steps",
         "save_every_steps",
+        "timeout_seconds",
         "update.implementation",
         "wandb",
     }
@@ -103,15 +104,27 @@ def check_new(run: Path) -> None:
         raise InputError(f"{run}: is not empty; choose another --out, or continue the run there with --resume")
 
 
-def check_resumable(run: Path, record: RunRecord, stage: Stage, asked: RunConfig, init: Path | None) -> None:
-    """Raise InputError where continuing ``run`` as asked would make it another run than its ``record`` says."""
+def check_resumable(
+    run: Path, record: RunRecord, stage: Stage, asked: RunConfig, init: Path | None, *, allow_changed: bool = False
+) -> dict[str, tuple[Any, Any]]:
+    """Return the fields (old, new) in which ``run``, continued as asked, is another than its ``record`` says.
+
+    Raises InputError where stage or init are others, and unless ``allow_changed`` where there is such a field.
+    """
     if record.stage != stage:
         raise InputError(f"{run}: is a {record.stage} run; it cannot be continued as {stage}")
     if init is not None and str(init) != record.init:
         raise InputError(f"{run}: was started with --init {record.init} and cannot be continued with {init}")
-    for name, (old, new) in difference(record.config, asked).items():
-        if name not in CHANGEABLE_ON_RESUME:
-            raise InputError(
-                f"{run}: was started with {name} = {old} and cannot be continued with {new}; "
-                "leave it out, or start a new run in another --out"
-            )
+    changed = difference(record.config, asked)
+    changed = {name: pair for name, pair in changed.items() if name not in CHANGEABLE_ON_RESUME}
+    if changed and not allow_changed:
+        raise InputError(
+            f"{run}: was started with {describe_changes(changed)}; leave that out, start a new run in another --out, "
+            "or say --allow-changed"
+        )
+    return changed
+
+
+def describe_changes(changed: dict[str, tuple[Any, Any]]) -> str:
+    """Return a line of every changed field with its old and new value."""
+    return ", ".join(f"{name} = {old} (now {new})" for name, (old, new) in changed.items())

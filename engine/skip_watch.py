@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..errors import RunError
 from ..json_file import write_json
 
 
@@ -61,3 +62,11 @@ class SkipWatch:
             indices = step.sample_index.tolist()
             steps.append({"step": step.number, "sample_index": indices, "keys": [key_of(i) for i in indices]})
         write_json(path, {"skipped_in_a_row": self.in_a_row, "steps": steps})
+
+    def error(self, path: Path, key_of: Callable[[int], str], saved_step: int) -> RunError:
+        """Write the skipped steps' clips to ``path``; returns what ends the run, whose newest checkpoint is known."""
+        self.save(path, key_of)
+        return RunError(
+            f"the gradient was not finite for {self.in_a_row} steps in a row; the keys of their clips are in {path}, "
+            f"and the newest checkpoint is of step {saved_step}. Lower update.learning_rate or check the data"
+        )

@@ -120,13 +120,27 @@ def _recomputed(blocks: nn.ModuleList, lengths: Tensor, stash: Stash, context_le
     return found
 
 
-def transfers(config: RunConfigOfStage, parameters: int, ranks: int) -> list[Transfer]:
-    """Return the collectives of a step on so many ranks of a model with so many ``parameters``."""
+def transfers(config: RunConfigOfStage, gradient_bytes: int, copy_bytes: int, ranks: int) -> list[Transfer]:
+    """Return the collectives of a step on so many ranks.
+
+    ``gradient_bytes`` of the whole gradient, ``copy_bytes`` of the weights that a rank computes with.
+    """
     if ranks == 1:
         return []
     times, share = gradients_per_step(config), (ranks - 1) / ranks
-    found = [Transfer("gradients, summed in float32", int(times * 2 * share * 4 * parameters))]
+    if is_shared(config, ranks):
+        found = [
+            Transfer("gradients, summed in float32", int(times * share * gradient_bytes)),
+            Transfer("weights to compute with", int(times * share * copy_bytes)),
+        ]
+    else:
+        found = [Transfer("gradients, summed in float32", int(2 * share * gradient_bytes))]
     if isinstance(config, ContrastiveRunConfig):
         embeddings = 2 * config.batch_size * config.model.projection_width * 4
         found.append(Transfer("embeddings, gathered in float32", int(times * share * embeddings)))
     return found
+
+
+def is_shared(config: RunConfigOfStage, ranks: int) -> bool:
+    """Whether ranks share master, moments and update; each that follows its own gradient needs all of them."""
+    return ranks > 1 and config.update.perturbation == "global"

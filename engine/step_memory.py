@@ -44,6 +44,14 @@ class StateBytes:
     moments: int
     compute: int
 
+    def shared(self, ranks: int) -> "StateBytes":
+        """Return what each of so many ranks has that share the update: all of gradient and copy, and a sum of its own.
+
+        But for the few elements that make all shares as large.
+        """
+        own = self.gradient // ranks
+        return StateBytes(self.master // ranks, self.gradient + own, self.moments // ranks, self.compute)
+
 
 @dataclass(frozen=True)
 class StepMemory:
@@ -119,7 +127,7 @@ class StepProbe:
     def _trace(self, config: Config, ranks: int, micro_batches: int) -> Traced:
         key = (config.objective, config.micro_batch_size, config.batch_size, ranks, micro_batches)
         if key not in self._traced:
-            world = PlannedWorld(0, ranks, META, config.batch_size)
+            world = PlannedWorld(0, ranks, META, pairs=config.batch_size)
             batch = batch_of(self.clip, micro_batches * config.micro_batch_size)
             self._traced[key] = trace_step(self.model, config, world, batch)
         return self._traced[key]

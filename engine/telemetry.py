@@ -1,6 +1,5 @@
 """What a run says while it runs: JSON lines, TensorBoard, a progress line on the terminal, pictures of its curves."""
 
-import contextlib
 import json
 import math
 import sys
@@ -165,17 +164,17 @@ class RunLog:
         self.progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Draw the curves and close every file; what ended the run is not hidden by a disk that is full."""
+    def __exit__(self, *_: object) -> None:
+        """Draw the curves and close every file; a disk that is full is said, and hides nothing else."""
         self.progress.stop()
-        with contextlib.ExitStack() as cleanup:
-            if kind is not None:
-                cleanup.enter_context(contextlib.suppress(OSError))
-            if self.wandb_run is not None:
-                cleanup.callback(self.wandb_run.finish)
-            cleanup.callback(self.board.close)
-            cleanup.callback(self.file.close)
-            self.draw()
+        finishing = [self.draw, self.file.close, self.board.close]
+        if self.wandb_run is not None:
+            finishing.append(self.wandb_run.finish)
+        for finish in finishing:
+            try:
+                finish()
+            except OSError as error:
+                self.say(f"{self.path.parent}: the log is not complete ({error})")
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

@@ -2,13 +2,12 @@
 
 import contextlib
 import math
-import os
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ..data.batch import AudioTextBatch
 from ..data.dali import choose_decoder
@@ -19,28 +18,26 @@ from ..errors import InputError, RunError
 from ..kernels import backend
 from ..kernels.spans import listening, span
 from ..models.config_io import to_dict
-from ..models.model_directory import MODEL_FILE, write_config, write_processor
-from ..models.weights import load_tensors
+from ..models.model_directory import write_config, write_processor
 from .build import AnyUpdater, Config, build_model, build_objective, build_updater
-from .checkpoint import (
-    OPTIMIZER_FILE,
-    STATE_FILE,
-    checkpoints,
-    discard_unfinished,
-    latest_checkpoint,
-    load_state,
-    save_checkpoint,
-)
+from .checkpoint import discard_unfinished
+from .checkpoint_writer import CheckpointWriter
 from .config import ContrastiveRunConfig, MaeRunConfig, Stage
-from .distributed import World, join_world
+from .continuation import choose_checkpoint, restore
+from .distributed import RanksLost, World, join_world
 from .initialisation import initialise, tokenizer_spec, write_report
+from .introduction import introduce
+from .late_flags import LateFlags
 from .objective import Objective, Report
 from .peak_memory import compare_with_plan
 from .phases import PREPARE, STEP
+from .rank_agreement import check_agreement, run_facts, withdrawing
+from .rank_watch import RankWatch
 from .run_directory import (
     RunRecord,
     check_new,
     check_resumable,
+    describe_changes,
     is_run,
     publish_model,
     read_record,
@@ -49,59 +46,85 @@ from .run_directory import (
 from .skip_watch import SkipWatch
 from .stop_request import StopRequest
 from .telemetry import Meter, RunLog
-from .update import Counters, Outcome
+from .update import Outcome
 from .weights_and_biases import check_wandb, start_wandb
 
 
 @dataclass(frozen=True)
 class Finished:
-    """How :func:`train` ended: steps done, and the signal that stopped it early, if any."""
+    """How :func:`train` ended: steps done, the signal that stopped it early, if any, and saves that failed.
+
+    ``is_main``: this is the rank that says so.
+    """
 
     steps: int
     stopped_by: signal.Signals | None
+    failed_saves: tuple[str, ...] = ()
+    is_main: bool = True
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What :func:`train` was asked for; ``continued`` is the run's record where it is continued."""
+
+    stage: Stage
+    config: Config
+    data: Path
+    out: Path
+    init: Path | None
+    continued: RunRecord | None
+    allow_changed: bool
 
 
 def train(
-    stage: Stage, config: Config, data: Path, out: Path, *, init: Path | None = None, resume: bool = False
+    stage: Stage,
+    config: Config,
+    data: Path,
+    out: Path,
+    *,
+    init: Path | None = None,
+    resume: bool = False,
+    allow_changed: bool = False,
 ) -> Finished:
     """Train a run in directory ``out`` on the shards in ``data``.
 
     ``init`` is a model directory whose weights start this run (see :func:`~.initialisation.initialise`). ``resume``
-    continues what is in ``out``, or starts where nothing is. Raises InputError before anything is written where the
-    input is wrong, RunError where the gradient stays non-finite.
+    continues what is in ``out``, or starts where nothing is; ``allow_changed`` with another configuration. A checkpoint
+    that cannot be written stops nothing. Raises InputError before anything is written where the input is wrong,
+    RunError where the gradient stays non-finite or other ranks are lost.
     """
     check_wandb(config.wandb)
-    record = read_record(out) if resume and is_run(out) else None
+    record, changed = read_record(out) if resume and is_run(out) else None, {}
     if record is not None:
-        check_resumable(out, record, stage, config, init)
+        changed = check_resumable(out, record, stage, config, init, allow_changed=allow_changed)
         init = Path(record.init) if record.init else None
     else:
         check_new(out)
+    task = _Task(stage, config, data, out, init, record, allow_changed)
     # Joining waits for all ranks: every one has looked at ``out`` before the first writes to it.
-    world = join_world(config.device)
-    try:
-        if config.batch_size % world.size:
-            raise InputError(
-                f"batch_size {config.batch_size} is not divisible by {world.size} ranks; change batch_size"
-            )
-        with Shards.open(data) as shards, backend.use_backend(config.backend):
+    world = join_world(config.device, config.timeout_seconds)
+    if config.batch_size % world.size:
+        raise InputError(f"batch_size {config.batch_size} is not divisible by {world.size} ranks; change batch_size")
+    with contextlib.ExitStack() as opened:
+        with withdrawing(world):
+            shards = opened.enter_context(Shards.open(data))
             if record is not None and record.data_fingerprint != shards.fingerprint:
                 raise InputError(f"{data}: is not the data that {out} was started with ({record.data})")
-            return _train(stage, config, shards, data, out, init, record is not None, world)
-    finally:
-        world.close()
+        facts = run_facts(stage, config, shards.fingerprint, init, is_continued=record is not None)
+        check_agreement(world, facts, config.timeout_seconds)
+        with RankWatch(world, config.timeout_seconds) as watch, backend.use_backend(config.backend):
+            try:
+                finished = _train(task, shards, world, [f"changed: {describe_changes(changed)}"] if changed else [])
+            except RanksLost as error:
+                raise RunError(watch.explain(error)) from None
+    world.barrier()  # rank 0 may keep the store that the others watch
+    world.close()
+    return finished
 
 
-def _train(
-    stage: Stage,
-    config: Config,
-    shards: Shards,
-    data: Path,
-    out: Path,
-    init: Path | None,
-    continued: bool,
-    world: World,
-) -> Finished:
+def _train(task: _Task, shards: Shards, world: World, notes: list[str]) -> Finished:
+    config, out, init = task.config, task.out, task.init
+    continued = task.continued is not None
     tokenizer, tokenizer_note = _tokenizer(config, shards, init, out if continued else None)
     with contextlib.ExitStack() as cleanup:
         decoder, loader_note = choose_decoder(config.data.loader, world.device.type, config.data.workers)
@@ -109,17 +132,20 @@ def _train(
         cleanup.callback(loader.close)
         objective = build_objective(config, world)
         model = build_model(config)
-        has_checkpoint = continued and bool(checkpoints(out))
-        origins = [] if has_checkpoint else initialise(model, config, init)
+        checkpoint, damage_notes = choose_checkpoint(out, world) if continued else (None, [])
+        origins = [] if checkpoint else initialise(model, config, init)
         updater = build_updater(model.to(world.device), config, world)
-        first_step = _restore(out, updater, loader) if has_checkpoint else 0
+        first_step = 0
+        if checkpoint:
+            first_step = restore(checkpoint, updater, loader, config, allow_changed=task.allow_changed)
 
         if world.is_main:
-            write_record(out, RunRecord(stage, config, str(data), shards.fingerprint, str(init) if init else None))
+            record = RunRecord(task.stage, config, str(task.data), shards.fingerprint, str(init) if init else None)
+            write_record(out, record)
             write_config(out, config.model)
             discard_unfinished(out)
-            if has_checkpoint:
-                publish_model(out, latest_checkpoint(out))
+            if checkpoint:
+                publish_model(out, checkpoint)
             else:
                 write_report(out, origins)
             if tokenizer is not None and isinstance(config, ContrastiveRunConfig):
@@ -129,46 +155,67 @@ def _train(
         log = None
         if world.is_main:
             wandb_run = start_wandb(config.wandb, out, continued, to_dict(config)) if config.wandb else None
-            log = cleanup.enter_context(RunLog(out, stage, config.steps, first_step, wandb_run))
-            notes = [loader_note, tokenizer_note, *(origin.summary(origins) for origin in origins)]
-            _introduce(log, config, model, world, notes, first_step)
-        finished = _loop(config, objective, shards, loader, updater, out, first_step, world, log)
+            log = cleanup.enter_context(RunLog(out, task.stage, config.steps, first_step, wandb_run))
+            notes = [
+                loader_note,
+                tokenizer_note,
+                *(origin.summary(origins) for origin in origins),
+                *notes,
+                *damage_notes,
+            ]
+            introduce(log, config, model, world, notes, first_step)
+        writer = cleanup.enter_context(
+            CheckpointWriter(
+                out,
+                world,
+                keep=config.keep_checkpoints,
+                timeout_seconds=config.timeout_seconds,
+                saved_step=first_step,
+            )
+        )
+        finished = _loop(task, objective, shards, loader, updater, writer, first_step, world, log)
         if log and loader.damage.by_source:
             log.say(f"damaged members that were replaced: {loader.damage.summary()}")
         return finished
 
 
 def _loop(
-    config: Config,
+    task: _Task,
     objective: Objective,
     shards: Shards,
     loader: Loader,
     updater: AnyUpdater,
-    out: Path,
+    writer: CheckpointWriter,
     first_step: int,
     world: World,
     log: RunLog | None,
 ) -> Finished:
-    def save(step: int) -> None:
-        if world.is_main:
-            counters = updater.counters
-            state = {
-                "step": step,
-                "loader": loader.state_dict(),
-                "skipped": counters.skipped,
-                "skipped_in_a_row": counters.skipped_in_a_row,
-            }
-            weights, tensors = updater.weights(), updater.state_tensors()
-            saved = save_checkpoint(out, step, weights, tensors, state, keep=config.keep_checkpoints)
-            publish_model(out, saved)
-        if log:
-            log.draw()
-        world.barrier()
+    config, told = task.config, 0
 
-    saved_step = first_step
+    def save(step: int) -> None:
+        counters = updater.counters
+        state = {
+            "step": step,
+            "loader": loader.state_dict(),
+            "skipped": counters.skipped,
+            "skipped_in_a_row": counters.skipped_in_a_row,
+        }
+        writer.save(step, updater, state)
+        if log:
+            with _going_on(log):
+                log.draw()
+
+    def tell_failures() -> None:
+        nonlocal told
+        new, told = writer.failures[told:], len(writer.failures)
+        if log and new:
+            log.say("; ".join(new))
+
     compared = False
     meter = Meter(world)
     watch = SkipWatch(config.update.max_skipped_in_a_row)
+    flags = LateFlags(world)
+    stopped_by, done = None, first_step
     with StopRequest() as stop, listening(meter.stopwatch.span):
         for step in range(first_step, config.steps):
             loaded = next(loader)
@@ -189,31 +236,36 @@ def _loop(
                         "gradient_norm": float(outcome.gradient_norm),
                         "skipped_steps": updater.counters.skipped,
                     }
-                    log.record({"step": done} | line | rates)
+                    with _going_on(log):
+                        log.record({"step": done} | line | rates)
                     if not compared:
                         log.say(compare_with_plan(config, loaded, world))
                         compared = True
                         meter.restart()
             # Counts reach the ranks at different times, and all must leave at the same step.
-            tripped, stopping = world.any_of(watch.tripped(), stop.received is not None)
+            tripped, stopping = flags.exchange(watch.tripped(), stop.received is not None)
             if tripped:
-                raise _not_finite(watch, out, shards, world, saved_step)
+                writer.wait()
+                name = f"skipped_batches.rank{world.rank}.json" if world.size > 1 else "skipped_batches.json"
+                raise watch.error(task.out / name, shards.key, writer.saved_step)
             if done % config.save_every_steps == 0 or done == config.steps or stopping:
                 save(done)
-                saved_step = done
+            tell_failures()
             if stopping and done < config.steps:
-                return Finished(done, stop.received or signal.SIGTERM)
-    return Finished(config.steps, None)
+                stopped_by = stop.received or signal.SIGTERM
+                break
+        writer.wait()
+        tell_failures()
+    return Finished(done, stopped_by, tuple(writer.failures), world.is_main)
 
 
-def _not_finite(watch: SkipWatch, out: Path, shards: Shards, world: World, saved_step: int) -> RunError:
-    """Save the batches whose gradients were not finite; returns what ends the run."""
-    path = out / (f"skipped_batches.rank{world.rank}.json" if world.size > 1 else "skipped_batches.json")
-    watch.save(path, shards.key)
-    return RunError(
-        f"the gradient was not finite for {watch.in_a_row} steps in a row; the keys of their clips are in {path}, and "
-        f"the newest checkpoint is of step {saved_step}. Lower update.learning_rate or check the data"
-    )
+@contextlib.contextmanager
+def _going_on(log: RunLog) -> Iterator[None]:
+    """Say that the log could not be written, and go on."""
+    try:
+        yield
+    except OSError as error:
+        log.say(f"the log could not be written ({error})")
 
 
 def loader_config(config: Config, device: torch.device) -> LoaderConfig:
@@ -264,37 +316,3 @@ def _tokenizer(
     if continued_run is not None and (continued_run / TOKENIZER_FILE).is_file():
         return CaptionTokenizer.load(continued_run), "tokenizer: the run's own"
     return resolve_tokenizer(tokenizer_spec(config, init), shards.captions(), config.model.text.vocab_size)
-
-
-def _restore(out: Path, updater: AnyUpdater, loader: Loader) -> int:
-    checkpoint = latest_checkpoint(out)
-    state = load_state(checkpoint)
-    updater.load_weights(load_tensors(checkpoint / MODEL_FILE), checkpoint / MODEL_FILE)
-    updater.load_state_tensors(load_tensors(checkpoint / OPTIMIZER_FILE), checkpoint / OPTIMIZER_FILE)
-    try:
-        updater.counters = Counters(int(state["skipped"]), int(state["skipped_in_a_row"]))
-        loader.load_state_dict(state["loader"])
-        return int(state["step"])
-    except InputError as error:
-        raise InputError(f"{checkpoint / STATE_FILE}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{checkpoint / STATE_FILE}: is damaged ({error!r}); delete this checkpoint to use an older one"
-        ) from None
-
-
-def _introduce(log: RunLog, config: Config, model: nn.Module, world: World, notes: list[str], first_step: int) -> None:
-    parameters = sum(p.numel() for p in model.parameters())
-    log.say(
-        f"{parameters / 1e6:.2f} M parameters, batch {config.batch_size} on {world.size} x {world.device}, "
-        f"{config.precision}, {config.layout} layout, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    )
-    paths = backend.choices(world.device)
-    for path in ("fused", "reference"):
-        names = [choice.op for choice in paths if choice.path == path]
-        if names:
-            log.say(f"{path} path: {', '.join(names)}")
-    for note in filter(None, notes):
-        log.say(note)
-    if first_step:
-        log.say(f"continuing from step {first_step}")

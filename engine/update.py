@@ -1,5 +1,8 @@
 """The parameter update on flat buffers: gradient → norm → [perturb → gradient → norm] → AdamW, all on the device.
 
+Ranks share it: each sums, perturbs and updates its share of the elements, and every rank gets the copy of all. A step
+with SAM sends (ranks - 1) / ranks of: twice the gradient in float32 (reduce-scatter) and twice the copy (all-gather).
+
 Nothing here waits for the device or depends on its numbers, so that an update can be captured in a CUDA graph: the
 device counts steps, looks up the learning rate and skips a step whose gradient is not finite. :mod:`.update_per_tensor`
 is the rival.
@@ -83,7 +86,9 @@ class Updater:
         """Lay out the arena of a run of ``steps``; ``linear_dtype`` is that in which linear layers compute."""
         self.model, self.config, self.steps = model, config, steps
         self.world = world or alone(model)
-        self.arena = Arena(model, parameter_groups(model, config), linear_dtype)
+        # To follow its own gradient, a rank needs the master of all of it.
+        self.is_shared = self.world.size > 1 and config.perturbation == "global"
+        self.arena = Arena(model, parameter_groups(model, config), linear_dtype, self.world if self.is_shared else None)
         self._schedule = schedule_table(steps, config).to(self.arena.master)
         self._next_step = 0
 
@@ -95,7 +100,7 @@ class Updater:
         ``gradient`` adds this rank's share of the global batch's gradient to the parameters' ``grad``; ``ascent``, if
         given, that which SAM follows. Every parameter takes part; one without a gradient has a zero one, so its moments
         and weight decay. A step with a gradient that is not finite leaves master and moments as they were and is
-        counted. Whatever ``gradient`` raises, the weights are as before the step.
+        counted. Whatever ``gradient`` raises, the master is as before the step, and what a rank alone computes with.
         """
         arena, config = self.arena, self.config
         if step != self._next_step:
@@ -107,7 +112,7 @@ class Updater:
         try:
             if with_sam and config.ascent == "momentum":
                 with span(ASCENT), span(UPDATE):
-                    self._perturb(arena.exp_avg, gradient_norm(arena.exp_avg))
+                    self._perturb(arena.exp_avg, self._norm_of(arena.exp_avg))
             elif with_sam:
                 with span(ASCENT):
                     reports.append((ascent or gradient)())
@@ -117,18 +122,20 @@ class Updater:
             with span(UPDATE):
                 norm = self._norm()
         except BaseException:
-            arena.restore_copy()
+            if not self.is_shared:  # where others may be waiting elsewhere, the copy stays: the run ends
+                arena.restore_copy()
             arena.gradient.zero_()
             raise
         with span(UPDATE):
             adamw_(
-                *(arena.master, arena.exp_avg, arena.exp_avg_sq, arena.gradient, arena.narrow, arena.wide),
+                *(arena.master, arena.exp_avg, arena.exp_avg_sq, arena.own_gradient, arena.own_narrow, arena.own_wide),
                 *(arena.groups, arena.table, norm, ascent_norm, arena.counts, self._schedule),
                 beta1=config.beta1,
                 beta2=config.beta2,
                 eps=config.eps,
                 clip_norm=config.clip_norm,
             )
+            arena.gather_copy()
         rate = learning_rate(step, self.steps, config)
         in_a_row = arena.counts[SKIPPED_IN_A_ROW].clone()
         sam_loss = reports[-1].losses["loss"] if with_sam else None
@@ -137,24 +144,37 @@ class Updater:
 
     def _ascend(self) -> Tensor:
         """Perturb the copy along the gradient; returns the norm that says whether the gradient was finite."""
+        arena = self.arena
         if self.config.perturbation == "global":
             norm = self._norm()
-            self._perturb(self.arena.gradient, norm)
+            self._perturb(arena.own_gradient, norm)
             return norm
-        self.arena.check_gradients()
-        own = gradient_norm(self.arena.gradient)
-        self._perturb(self.arena.gradient, own)
+        arena.check_gradients()
+        own = gradient_norm(arena.gradient)
+        self._perturb(arena.gradient, own)
         return self.world.sum_(own)  # not finite on one rank is not finite on all
 
     def _norm(self) -> Tensor:
         """Sum the gradient over ranks; returns its norm."""
         self.arena.check_gradients()
-        return gradient_norm(self.world.sum_(self.arena.gradient))
+        if self.is_shared:
+            self.arena.sum_gradient()
+        else:
+            self.world.sum_(self.arena.gradient)
+        return self._norm_of(self.arena.own_gradient)
+
+    def _norm_of(self, own: Tensor) -> Tensor:
+        """Return the norm of what the ranks hold shares of."""
+        norm = gradient_norm(own)
+        if not self.is_shared:
+            return norm
+        return self.world.sum_(norm.double().square()).sqrt().to(norm.dtype)
 
     def _perturb(self, direction: Tensor, norm: Tensor) -> None:
-        arena = self.arena
-        zero = direction is arena.gradient
-        sam_perturb_(arena.master, direction, norm, arena.narrow, arena.wide, rho=self.config.rho, zero_direction=zero)
+        arena, rho = self.arena, self.config.rho
+        zero = direction is arena.own_gradient
+        sam_perturb_(arena.master, direction, norm, arena.own_narrow, arena.own_wide, rho=rho, zero_direction=zero)
+        arena.gather_copy()
 
     @property
     def counters(self) -> Counters:
@@ -168,7 +188,7 @@ class Updater:
         self.arena.counts[SKIPPED_IN_A_ROW] = counters.skipped_in_a_row
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the network's state dict, in the master's precision."""
+        """Return the network's state dict, in the master's precision; all ranks call it."""
         return self.arena.weights()
 
     def load_weights(self, tensors: dict[str, Tensor], source: Path) -> None:
@@ -176,7 +196,7 @@ class Updater:
         self.arena.load_weights(tensors, source)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return moments and step counts, one entry a parameter: ``exp_avg.<name>``, …"""
+        """Return moments and step counts, or this rank's :mod:`pieces <.pieces>` of them: ``exp_avg.<name>``, …"""
         return self.arena.state_tensors()
 
     def load_state_tensors(self, state: dict[str, Tensor], source: Path) -> None:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.spans import span
-from ..models.tensor_shapes import check_tensors, load_into
+from ..models.tensor_shapes import check_tensors, load_into, shapes
 from .config import UpdateConfig
 from .distributed import World
 from .objective import Report
 from .phases import ASCENT, UPDATE
+from .pieces import join_pieces
 from .schedule import learning_rate
 from .update import Counters, Outcome, alone
 
@@ -53,7 +54,9 @@ def perturbed(model: nn.Module, rho: float, norm: Tensor) -> Iterator[None]:
 
 
 class PerTensorUpdater:
-    """Applies updates to a model; its state is the optimiser's and the counters."""
+    """Applies updates to a model; its state is the optimiser's and the counters, the same on every rank."""
+
+    is_shared = False
 
     def __init__(self, model: nn.Module, config: UpdateConfig, steps: int, *, world: World | None = None) -> None:
         """Build the optimiser of a run of ``steps``."""
@@ -134,7 +137,8 @@ class PerTensorUpdater:
             for name, parameter in parameters.items()
             for key in _ADAMW_STATE
         }
-        check_tensors({name: tuple(tensor.shape) for name, tensor in state.items()}, expected, source)
+        state = join_pieces(state, expected, source)
+        check_tensors(shapes(state), expected, source)
         for name, parameter in parameters.items():
             self.optimizer.state[parameter] = {
                 # AdamW keeps its step count on the host.

@@ -2,7 +2,9 @@
 
 import json
 import multiprocessing
+import socket
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -176,5 +178,57 @@ def start_python() -> Callable[[str], BaseProcess]:
         process = context.Process(target=exec, args=(source, {"__name__": "child"}))
         process.start()
         return process
+
+    return start
+
+
+# A rank of a run as torchrun would start it, without pictures: most of the time of so short a run.
+_RANK = """
+import os, sys
+os.environ.update(RANK="{rank}", LOCAL_RANK="{rank}", WORLD_SIZE="{size}")
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="{port}")
+log = os.open({log!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+os.dup2(log, 1)
+os.dup2(log, 2)
+import cacophony.engine.telemetry as telemetry
+telemetry.loss_curves = lambda *args: None
+{before}
+from cacophony.__main__ import main
+sys.exit(main({argv!r}))
+"""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A process of a run on several ranks."""
+
+    process: BaseProcess
+    log: Path
+
+    def ended(self) -> tuple[int | None, str]:
+        """Wait for its end; returns its exit code and its output."""
+        self.process.join(120)
+        self.process.kill()
+        return self.process.exitcode, self.log.read_text(encoding="utf-8")
+
+
+StartRanks = Callable[..., list[Rank]]
+
+
+@pytest.fixture(scope="session")
+def start_ranks(start_python: Callable[[str], BaseProcess], tmp_path_factory: pytest.TempPathFactory) -> StartRanks:
+    """Start a command on so many ranks; `before` is Python that each runs first, `more` are flags of the last rank."""
+
+    def start(argv: list[str], size: int = 2, before: str = "", more: list[str] | None = None) -> list[Rank]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        logs = tmp_path_factory.mktemp("ranks")
+        ranks = []
+        for rank in range(size):
+            log, words = logs / f"{rank}", [*argv, *((more or []) if rank == size - 1 else [])]
+            source = _RANK.format(rank=rank, size=size, port=port, log=str(log), before=before, argv=words)
+            ranks.append(Rank(start_python(source), log))
+        return ranks
 
     return start

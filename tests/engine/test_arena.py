@@ -248,3 +248,71 @@ def test_the_second_gradient_in_bfloat16_points_where_that_in_float32_does(stage
     )
     assert with_sam < 0.01
     assert with_sam < 2.0 * without_sam + 1e-6
+
+
+RANKS = 5
+
+
+def shares(linear_dtype: torch.dtype | None) -> list[Arena]:
+    """The arenas of ranks that share a network, one of whose parameters lies on two of them."""
+    arenas = []
+    for rank in range(RANKS):
+        model = network()
+        groups = [ParameterGroup([name], 0.1) for name, _ in model.named_parameters()]
+        arenas.append(Arena(model, groups, linear_dtype, World(rank, RANKS, torch.device("cpu"))))
+    return arenas
+
+
+@pytest.mark.parametrize("linear_dtype", [None, torch.bfloat16])
+def test_the_shares_of_ranks_are_as_large_and_together_the_whole(linear_dtype: torch.dtype | None):
+    arenas, whole = shares(linear_dtype), arena_of(network(), linear_dtype)
+    assert len({(len(a.own_narrow), len(a.own_wide)) for a in arenas}) == 1
+    for arena in arenas:
+        assert len(arena.master) == len(arena.own_gradient) == len(arena.own_narrow) + len(arena.own_wide)
+        assert len(arena.own_narrow) % SEGMENT == len(arena.own_wide) % SEGMENT == 0
+        assert len(arena.groups) == len(arena.master) // SEGMENT
+        assert arena.own_narrow.data_ptr() == arena.narrow[arena.world.rank * len(arena.own_narrow) :].data_ptr()
+    narrow = len(arenas[0].own_narrow)
+    joined = torch.cat([a.master[:narrow] for a in arenas] + [a.master[narrow:] for a in arenas])
+    groups = torch.cat(
+        [a.groups[: narrow // SEGMENT] for a in arenas] + [a.groups[narrow // SEGMENT :] for a in arenas]
+    )
+    for number, (name, expected) in enumerate(whole.weights().items()):
+        place = arenas[0].places[name]
+        assert torch.equal(place.of(joined), expected)
+        assert (place.of(groups.repeat_interleave(SEGMENT)) == number).all()
+
+
+def test_moments_are_read_by_any_number_of_ranks():
+    generator = torch.Generator().manual_seed(3)
+    whole = arena_of(network(), torch.bfloat16)
+    for place in whole.places.values():
+        for buffer in (whole.exp_avg, whole.exp_avg_sq):
+            place.of(buffer).copy_(torch.randn(place.shape, generator=generator))
+    whole.counts[1] = 7
+    expected = whole.state_tensors()
+    arenas, pieces = shares(torch.bfloat16), {}
+    for arena in arenas:
+        arena.load_state_tensors(expected, Path("file"))
+        pieces |= arena.state_tensors()
+        assert arena.counts[1] == 7
+    assert any("[" in name for name in pieces)  # a parameter lies on two ranks
+    again = arena_of(network(), torch.bfloat16)
+    again.load_state_tensors(pieces, Path("file"))
+    found = again.state_tensors()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(InputError, match="file: "):
+        again.load_state_tensors(arenas[0].state_tensors(), Path("file"))
+
+
+def test_weights_of_a_file_reach_master_and_copy_of_every_rank():
+    expected = {name: tensor + 1 for name, tensor in network().state_dict().items()}
+    whole = arena_of(network(), torch.bfloat16)
+    whole.load_weights(expected, Path("file"))
+    for arena in shares(torch.bfloat16):
+        arena.load_weights(expected, Path("file"))
+        assert all(torch.equal(p, q) for p, q in zip(arena.model.parameters(), whole.model.parameters(), strict=True))
+        narrow = len(arena.own_narrow)
+        assert torch.equal(arena.master[narrow:], arena.own_wide)
+        assert torch.equal(arena.master[:narrow].bfloat16(), arena.own_narrow)

@@ -8,7 +8,7 @@ import pytest
 from cacophony.__main__ import main
 from cacophony.engine.config import ContrastiveObjectiveConfig, ContrastiveRunConfig, MaeRunConfig, UpdateConfig
 from cacophony.engine.gpus import GIB, gpu_named
-from cacophony.engine.plan import ENOUGH_TOKENS, RESERVED_BYTES, Machine, Planner, nearest_that_fits
+from cacophony.engine.plan import ENOUGH_TOKENS, RESERVED_BYTES, Machine, Planner, fit_note, nearest_that_fits
 from cacophony.engine.presets import paper_stage1, paper_stage2
 from cacophony.engine.step_cost import transfers
 from cacophony.engine.step_memory import ClipSize
@@ -104,14 +104,28 @@ def test_flops_are_those_of_the_paper_sized_networks():
     assert plan.days == plan.step_seconds * 300_000 / 86_400
 
 
-def test_ranks_send_gradients_and_embeddings():
-    assert transfers(paper_stage2(), 1000, 1) == []
-    gradients, embeddings = transfers(paper_stage2(), 1000, 4)
-    assert gradients.bytes == 2 * 2 * 4 * 1000 * 3 / 4  # SAM's two gradients; out and back; float32
+def test_ranks_send_gradients_weights_and_embeddings():
+    assert transfers(paper_stage2(), 4000, 2600, 1) == []
+    gradients, weights, embeddings = transfers(paper_stage2(), 4000, 2600, 4)
+    assert gradients.bytes == 2 * 4000 * 3 / 4  # SAM's two gradients, each to the rank that updates it
+    assert weights.bytes == 2 * 2600 * 3 / 4  # SAM's point and the next weights
     assert embeddings.bytes == 2 * 2 * 4096 * 768 * 4 * 3 / 4  # SAM; both modalities
-    assert len(transfers(paper_stage1(), 1000, 4)) == 1
+    assert len(transfers(paper_stage1(), 4000, 2600, 4)) == 2
     gpu = gpu_named("h100-80gb")
     assert gradients.seconds(gpu, 8) <= gradients.seconds(gpu, 16)
+
+
+def test_a_rank_that_ascends_along_its_own_gradient_keeps_all_and_sends_one_sum_out_and_back():
+    config = paper_stage2()
+    config = replace(config, update=replace(config.update, perturbation="local"))
+    assert transfers(config, 4000, 2600, 4)[0].bytes == 2 * 4000 * 3 / 4
+    eight = Machine(gpu=gpu_named("h100-80gb"), gpus=8, clip=CLIP)
+    shared, whole = (Planner(of, eight).plan(of).state for of in (paper_stage2(), config))
+    assert whole.master == whole.gradient
+    assert shared.master == whole.master // 8
+    assert shared.moments == whole.moments // 8
+    assert shared.gradient == whole.gradient + whole.gradient // 8
+    assert shared.compute == whole.compute
 
 
 def test_stage_1_keeps_one_micro_batch():
@@ -159,3 +173,16 @@ def test_wrong_input_is_one_line(flags: list[str], message: str, capsys: pytest.
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_run_says_whether_it_fits_and_what_would():
+    small, large = gpu_named("2 GiB"), gpu_named("64 GiB")
+    config = replace(SMALL, objective=replace(SMALL.objective, stash=10, blocks="by_hand"))
+    assert fit_note(config, large, ranks=1).startswith("plan: ")
+    note = fit_note(config, small, ranks=1)
+    assert "DOES NOT FIT" in note
+    best = Planner(config, machine(2)).best()
+    assert best is not None
+    assert f"--objective.stash {best.config.objective.stash} " in note
+    huge = replace(config, batch_size=SMALL.batch_size * 32)
+    assert "take a smaller batch_size, or more GPUs" in fit_note(huge, small, ranks=1)

@@ -1,6 +1,7 @@
 """A run killed at any moment and continued ends byte for byte where the uninterrupted one ends."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,7 +42,7 @@ sys.exit(main({argv!r}))
 """
 UPDATE = "cacophony.engine.update:Updater.update"  # once a step; SAM's two gradients lie in it
 GRADIENT = "cacophony.engine.update:gradient_norm"  # twice a step with SAM
-SYNC = "os:fsync"  # five times a checkpoint: three files, its directory, the one around
+SYNC = "os:fsync"  # six times a checkpoint: four files, its directory, the one around
 RENAME = "pathlib:Path.rename"  # once when the log is opened, then once a checkpoint
 START = "cacophony.engine.trainer:write_record"
 
@@ -101,7 +102,7 @@ def uninterrupted(request: pytest.FixtureRequest, stage: Stage) -> Path:
     ("stage", "kills"),
     [
         # Each run of the list is killed there and the next one continues it.
-        ("mae", [(UPDATE, 2), (SYNC, 2), (RENAME, 2), (UPDATE, 4)]),
+        ("mae", [(UPDATE, 2), (SYNC, 2), (RENAME, 2), (UPDATE, 4), (SYNC, 8)]),
         ("contrastive", [(START, 1), (GRADIENT, 4), (SYNC, 5), (GRADIENT, 2), (SYNC, 7)]),
     ],
 )
@@ -195,7 +196,8 @@ def test_what_cannot_change_the_result_may_change_on_resume(
     found, expected = content(out), content(contrastive_run)
     assert {name: found[name] for name in expected} == expected
     assert set(found) - set(expected) == {
-        f"checkpoints/step-00000002/{name}" for name in ("model.safetensors", "optimizer.safetensors", "state.json")
+        f"checkpoints/step-00000002/{name}"
+        for name in ("manifest.json", "model.safetensors", "optimizer.safetensors", "state.json")
     }
 
 
@@ -222,7 +224,7 @@ def test_other_data_is_refused_and_nothing_changes(
     capsys: pytest.CaptureFixture[str],
 ):
     out = tmp_path / "run"
-    interrupt(UPDATE, 4 if checkpoint_exists else 2, signal.SIGKILL, command("mae", out))
+    interrupt(SYNC, 7 if checkpoint_exists else 1, signal.SIGKILL, command("mae", out))
     assert bool(checkpoints(out)) == checkpoint_exists
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert main([*command("mae", out, "--resume"), "--data", str(held_out_shards)]) == 2
@@ -232,36 +234,118 @@ def test_other_data_is_refused_and_nothing_changes(
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
+# From its second checkpoint on this process may write no file beyond 4 KiB; or while it writes that one.
 DISK_FULL = """
 import os, resource, signal, sys
 log = os.open({log!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 os.dup2(log, 1)
 os.dup2(log, 2)
-import cacophony.engine.trainer as trainer
-real = trainer.save_checkpoint
-def save(run, step, *args, **kwargs):
-    if step == 4:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+import cacophony.engine.checkpoint_writer as checkpoint_writer
+real = checkpoint_writer.write_files
+def write_files(run, snapshot):
+    if snapshot.step == 4:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
-    return real(run, step, *args, **kwargs)
-trainer.save_checkpoint = save
+    try:
+        return real(run, snapshot)
+    finally:
+        if {is_freed}:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+checkpoint_writer.write_files = write_files
 from cacophony.__main__ import main
 sys.exit(main({argv!r}))
 """
 
 
-def test_a_full_disk_is_one_line_and_the_previous_checkpoint_continues(
-    start_python: Callable[[str], BaseProcess], command: Callable[..., list[str]], tmp_path: Path, mae_run: Path
+@pytest.mark.parametrize(("is_freed", "failed"), [(True, [4]), (False, [4, 6])])
+def test_on_a_full_disk_the_run_goes_on_and_says_what_is_missing(
+    start_python: Callable[[str], BaseProcess],
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    mae_run: Path,
+    is_freed: bool,
+    failed: list[int],
 ):
     out, log = tmp_path / "run", tmp_path / "log"
-    process = start_python(DISK_FULL.format(argv=command("mae", out), log=str(log)))
+    process = start_python(DISK_FULL.format(argv=command("mae", out), log=str(log), is_freed=is_freed))
     process.join(120)
     output = log.read_text(encoding="utf-8")
-    assert process.exitcode == 2, output
+    assert process.exitcode == 3, output
     assert "Traceback" not in output
-    lines = output.splitlines()
-    assert "step-00000004: the checkpoint could not be written" in lines[-1]
-    assert "--resume" in lines[-1]
-    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000002"]
+    assert "mae step 6" in output  # the training went on
+    saved = [step for step in (2, 4, 6) if step not in failed]
+    assert [path.name for path in checkpoints(out)] == [f"step-{step:08d}" for step in saved]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [path.name for path in checkpoints(out)]
+    for step in failed:
+        message = f"the checkpoint of step {step} could not be written"
+        assert output.count(message) == 2, output  # when it happened, and at the end
+    last = [line for line in output.splitlines() if line.startswith("cacophony: ")]
+    assert len(last) == 1
+    assert f"that of step {saved[0]} is the newest" in last[0]
+    assert ("the log could not be written" in output) == (not is_freed)  # its pictures
+
     assert main(command("mae", out, "--resume")) == 0
+    if not is_freed:
+        assert_same_run(out, mae_run)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "no manifest"])
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_previous_one_continues(
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    mae_run: Path,
+    damage: str,
+    capsys: pytest.CaptureFixture[str],
+):
+    out = tmp_path / "run"
+    shutil.copytree(mae_run, out)
+    newest = latest_checkpoint(out)
+    victim = newest / "optimizer.safetensors"
+    content = bytearray(victim.read_bytes())
+    if damage == "truncated":
+        victim.write_bytes(content[:-1])
+    elif damage == "flipped":
+        content[-100] ^= 1
+        victim.write_bytes(content)
+    else:
+        victim = newest / "manifest.json" if damage == "no manifest" else victim
+        victim.unlink()
+    assert main(command("mae", out, "--resume")) == 0
+    said = capsys.readouterr().err
+    assert victim.name in said
+    assert "step-00000004 taken instead" in said
+    assert "continuing from step 4" in said
+    shutil.rmtree(out / "checkpoints" / "damaged-step-00000006")
     assert_same_run(out, mae_run)
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused_and_nothing_changes(
+    command: Callable[..., list[str]], refused: Callable[[list[str]], str], tmp_path: Path, mae_run: Path
+):
+    out = tmp_path / "run"
+    shutil.copytree(mae_run, out)
+    manifest = latest_checkpoint(out) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    before = content(out)
+    assert "is of format 2" in refused(command("mae", out, "--resume"))
+    assert content(out) == before
+
+
+def test_a_changed_configuration_is_named_and_continues_when_allowed(
+    command: Callable[..., list[str]],
+    refused: Callable[[list[str]], str],
+    tmp_path: Path,
+    mae_run: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    out = tmp_path / "run"
+    shutil.copytree(mae_run, out)
+    changes = ["--steps", "8", "--batch-size", "10", "--seed", "3", "--update.weight-decay", "0.5"]
+    line = refused(command("mae", out, "--resume", *changes))
+    for change in ("steps = 6 (now 8)", "batch_size = 8 (now 10)", "seed = 0 (now 3)", "weight_decay = 0.01 (now 0.5)"):
+        assert change in line
+    assert "--allow-changed" in line
+    assert main(command("mae", out, "--resume", "--allow-changed", *changes)) == 0
+    assert "changed: " in capsys.readouterr().err
+    assert [line["step"] for line in results(out)] == list(range(1, 9))
+    assert json.loads((out / "run.json").read_text())["config"]["batch_size"] == 10
