@@ -82,7 +82,6 @@ class MaskedReconstruction:
         by_hand = blocks_by_hand(self.config.blocks, self.config.stash, world.device)
         stash = self.config.stash if by_hand else None
         losses: list[Tensor] = []
-        valid_tokens = flops = again = 0
         for micro in inputs:
             masked = micro.patches
             with span(FORWARD), self.setting.autocast():
@@ -99,10 +98,11 @@ class MaskedReconstruction:
             with span(BACKWARD):
                 micro_loss.backward()
             losses.append(micro_loss.detach())
-            visible, restore = micro.visible_lengths, micro.restore_lengths
-            valid_tokens += int((2 * visible + restore).sum())
-            flops += 3 * model.flops(visible, restore)
-            again += recomputed_mae_flops(model, visible, visible + restore, stash)
+        visible = torch.cat([micro.visible_lengths for micro in inputs])
+        restore = torch.cat([micro.restore_lengths for micro in inputs])
+        valid_tokens = int((2 * visible + restore).sum())
+        flops = 3 * model.flops(visible, restore)
+        again = recomputed_mae_flops(model, visible, visible + restore, stash)
         return Report({"loss": world.sum_(torch.stack(losses).sum())}, valid_tokens, flops, again)
 
     def _join(self, masked: MaskedPatches, visible: Tensor, restore: Tensor) -> Tensor:
