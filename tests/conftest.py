@@ -37,5 +37,5 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def known_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start a test from torch's seed 0 and one thread, whatever ran before it, and from the default backend."""
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # scikit-learn's thread limits leave PyTorch another number
+    torch.set_num_threads(1)  # UMAP leaves PyTorch with another number
     monkeypatch.delenv("CACOPHONY_BACKEND", raising=False)

@@ -130,7 +130,7 @@ def test_without_soundfile_the_part_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         parts.importlib.util, "find_spec", lambda name, *rest: None if name == "soundfile" else find(name, *rest)
     )
-    outcome = run_data(Plan("cpu", True, None, None, None, None), 1.0)  # type: ignore[arg-type]
+    outcome = run_data(Plan("cpu", True, None, None, None, None, None), 1.0)  # type: ignore[arg-type]
     assert outcome.status == "skipped"
     assert outcome.reason == "loading needs packages that are not installed: soundfile"
 
