@@ -39,7 +39,8 @@ class Meter:
     together; ``hardware_tflops_per_s`` adds what was computed again. ``mfu`` and ``hfu`` are these two over the
     device's peak, where that is known. Shares of this rank's time: ``data_wait_share``, waiting for the loader;
     ``communication_share``, computation waiting for other ranks. ``sam_share``: of the steps' time what SAM adds, its
-    first gradient and the perturbation; only where SAM is on.
+    first gradient and the perturbation; only where SAM is on. ``captions_without_target``: captions of fewer than two
+    tokens, which predict nothing; only where there is text.
     """
 
     def __init__(self, world: World) -> None:
@@ -52,6 +53,7 @@ class Meter:
         self.started = time.perf_counter()
         self.wait_before = loader_wait
         self.clips = self.samples = self.tokens = self.flops = self.recomputed = 0
+        self.captioned = self.without_target = 0
 
     def add(self, batch: AudioTextBatch, outcome: Outcome) -> None:
         """Count one step of this rank."""
@@ -60,6 +62,9 @@ class Meter:
         self.tokens += outcome.valid_tokens
         self.flops += outcome.model_flops
         self.recomputed += outcome.recomputed_flops
+        if int(batch.token_offsets[-1]):
+            self.captioned += batch.num_clips
+            self.without_target += int((batch.token_lengths < 2).sum())
 
     def restart(self) -> None:
         """Leave the time since the last line out of the next one's rates: no step was made in it."""
@@ -70,8 +75,9 @@ class Meter:
 
         ``loader_wait`` is the loader's total wait in seconds.
         """
-        counts = self.world.total(self.clips, self.samples, self.tokens, self.flops, self.recomputed)
-        clips, samples, tokens, flops, recomputed = torch.stack(counts).tolist()
+        here = (self.clips, self.samples, self.tokens, self.flops, self.recomputed, self.captioned, self.without_target)
+        everywhere = torch.stack(self.world.total(*here)).tolist()
+        clips, samples, tokens, flops, recomputed, captioned, without_target = everywhere
         spans = self.stopwatch.read()
         seconds = max(time.perf_counter() - self.started, 1e-9)
         rates = {
@@ -86,6 +92,8 @@ class Meter:
         if self.peak:
             peak = self.peak * self.world.size
             rates |= {"mfu": flops / seconds / peak, "hfu": (flops + recomputed) / seconds / peak}
+        if captioned:
+            rates["captions_without_target"] = without_target
         if spans[ASCENT]:
             rates["sam_share"] = spans[ASCENT] / spans[STEP]
         self._clear(loader_wait)

@@ -177,6 +177,15 @@ def test_utilisation_is_of_the_peak_of_all_ranks(monkeypatch: pytest.MonkeyPatch
     assert rates["hfu"] == pytest.approx(1 / 3)
 
 
+def test_captions_that_predict_nothing_are_counted():
+    meter = Meter(TwoRanks(0, 2, torch.device("cpu")))
+    meter.add(BATCH, outcome(1))
+    assert "captions_without_target" not in meter.rates(0.0)
+    captions = [np.array([0, 5, 2], np.int32), np.array([0], np.int32), np.zeros(0, np.int32)]
+    meter.add(collate([np.zeros(RATE, np.int16)] * 3, [0, 1, 2], captions), outcome(1))
+    assert meter.rates(0.0)["captions_without_target"] == 2 * 2
+
+
 def test_time_without_a_step_can_be_left_out(monkeypatch: pytest.MonkeyPatch):
     clock = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
