@@ -18,7 +18,7 @@ from cacophony.engine.telemetry import read_log
 
 StartRanks = Callable[..., list[Any]]
 KILLS = int(os.environ.get("CACOPHONY_KILLS", "3"))
-CLOCK = {"clips_per_s", "tokens_per_s", "model_tflops_per_s", "data_wait_share"}
+MEASURED = ("_per_s", "_share", "_bytes")  # depends on the clock or the process
 
 
 def content(run: Path) -> dict[str, bytes]:
@@ -27,7 +27,7 @@ def content(run: Path) -> dict[str, bytes]:
 
 
 def results(run: Path) -> list[dict[str, float]]:
-    return [{name: value for name, value in line.items() if name not in CLOCK} for line in read_log(run)]
+    return [{name: value for name, value in line.items() if not name.endswith(MEASURED)} for line in read_log(run)]
 
 
 def lines(run: Path) -> int:
