@@ -30,6 +30,7 @@ def test_a_finished_run_holds_what_its_documentation_names(contrastive_run: Path
         "log.jsonl",
         "tensorboard",
         "loss.png",
+        "throughput.png",
         "checkpoints",
         "config.json",
         "model.safetensors",
