@@ -27,6 +27,7 @@ from ..data.pack import MAX_SECONDS, MIN_SECONDS, pack
 from ..data.packing import pack_waves
 from ..data.shards import Clip, Shards
 from ..data.synthesis import BACKGROUNDS, MOTIONS, PITCHES, RHYTHMS, SAMPLE_RATE, SOURCES, Scene, render_scene
+from ..engine.stopwatch import synchronise
 from ..errors import InputError, RunError
 from ..kernels.log_mel import log_mel
 from .child import run_module
@@ -214,12 +215,12 @@ class _Stages:
 
     def _measure(self, run: Callable[[], Any], moved: int) -> DataRates:
         run()  # compiles, allocates
-        _synchronise(self.device)
+        synchronise(self.device)
         passes, begun, cpu = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - begun < self.settings.seconds / 4 or passes < _MIN_PASSES:
             run()
             passes += 1
-        _synchronise(self.device)
+        synchronise(self.device)
         seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu
         audio = passes * sum(self.frames) / SAMPLE_RATE
         return DataRates(passes * len(self.clips), seconds, cpu_seconds, audio, passes * moved)
@@ -272,11 +273,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def main() -> int:

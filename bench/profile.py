@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from ..engine.config import Precision, Stage
 from ..engine.phases import PHASES, STEP, UPDATE
+from ..engine.stopwatch import synchronise
 from ..errors import InputError
 from ..kernels.spans import listening, listening_to_ops, span
 from ..models.config import AUDIO_MAE_SIZES
@@ -152,10 +153,10 @@ def compulsory_work(profiles: Sequence[Mapping[str, Any]]) -> dict[tuple[str, st
 
 
 def _timed(step: Callable[[], object], device: torch.device) -> float:
-    _synchronise(device)
+    synchronise(device)
     begun = time.perf_counter()
     step()
-    _synchronise(device)
+    synchronise(device)
     return time.perf_counter() - begun
 
 
@@ -164,7 +165,7 @@ def _trace(step: Callable[[], object], device: torch.device, file: Path) -> None
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     marks = _marks(device)
-    _synchronise(device)
+    synchronise(device)
     with (
         profile(activities=activities) as profiler,
         listening(lambda name: marks(PHASE_MARK + name)),
@@ -172,7 +173,7 @@ def _trace(step: Callable[[], object], device: torch.device, file: Path) -> None
         span(STEP),
     ):
         step()
-        _synchronise(device)
+        synchronise(device)
     profiler.export_chrome_trace(str(file))
 
 
@@ -194,16 +195,11 @@ def _memory_snapshot(step: Callable[[], object], device: torch.device, file: Pat
     torch.cuda.memory._record_memory_history(max_entries=200_000, device=device)
     try:
         step()
-        _synchronise(device)
+        synchronise(device)
         torch.cuda.memory._dump_snapshot(str(file))
     finally:
         torch.cuda.memory._record_memory_history(enabled=None, device=device)
     return file
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def main() -> int:

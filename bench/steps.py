@@ -12,6 +12,7 @@ import torch
 
 from ..engine.config import Precision, Stage
 from ..engine.gpus import peak_flops
+from ..engine.stopwatch import synchronise
 from ..errors import InputError
 from ..models.config import AUDIO_MAE_SIZES
 from .providers import why
@@ -159,10 +160,10 @@ def _warm_up(stage: Stage, variant: Variant, settings: StepSettings, device: tor
 
 
 def _seconds(step: Callable[[], StepWork], device: torch.device) -> float:
-    _synchronise(device)
+    synchronise(device)
     begun = time.perf_counter()
     step()
-    _synchronise(device)
+    synchronise(device)
     return time.perf_counter() - begun
 
 
@@ -181,11 +182,6 @@ def _timing(seconds: Sequence[float], ready: _Ready, clips: int, variant: Varian
         peak_bytes=ready.peak_bytes,
         fused_ops=fused_ops(device) if variant.provider == "fused" else (),
     )
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def main() -> int:

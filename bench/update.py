@@ -23,6 +23,7 @@ from ..engine.config import ContrastiveRunConfig, Precision
 from ..engine.gpus import peak_flops
 from ..engine.plan import UPDATE_BYTES_PER_PARAMETER
 from ..engine.presets import PRESETS
+from ..engine.stopwatch import synchronise
 from ..errors import InputError
 from ..models.by_hand import Stash
 from ..models.layers import init_weights
@@ -215,10 +216,10 @@ class _Case:
         return clips, self._timing(step, seconds, work, clips, peak_bytes, plain_seconds)
 
     def _seconds(self, step: UpdateStep, batch: AudioTextBatch, *, sam: bool = True) -> tuple[float, StepWork]:
-        _synchronise(self.device)
+        synchronise(self.device)
         begun = time.perf_counter()
         work = step.run(batch, sam=sam)
-        _synchronise(self.device)
+        synchronise(self.device)
         return time.perf_counter() - begun, work
 
     def _timing(
@@ -250,11 +251,6 @@ class _Case:
             sam_and_adamw_seconds=alone,
             sam_and_adamw_over_copy=alone / (moved / self.roofs.copy_gb_per_s / 1e9) if self.roofs else None,
         )
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _free(device: torch.device) -> None:

@@ -26,7 +26,7 @@ from .distributed import World, join_world
 from .gpus import peak_flops
 from .initialisation import tokenizer_spec
 from .phases import ASCENT, COLLECTIVE, STEP
-from .stopwatch import Stopwatch
+from .stopwatch import Stopwatch, synchronise
 from .trainer import loader_config, make_step
 from .update import Outcome
 
@@ -155,7 +155,7 @@ def _seconds(action: Callable[[], object], world: World, seconds: float) -> floa
 
     The device has done what it was given before the clock is read.
     """
-    _synchronise(world.device)
+    synchronise(world.device)
     world.barrier()
     begun = time.perf_counter()
     calls = 0
@@ -165,14 +165,9 @@ def _seconds(action: Callable[[], object], world: World, seconds: float) -> floa
         (over,) = world.total(time.perf_counter() - begun > seconds)
         if over > 0:
             break
-    _synchronise(world.device)
+    synchronise(world.device)
     took = (time.perf_counter() - begun) / calls
     return float(world.total(took)[0]) / world.size
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def describe(limits: Limits, config: Config) -> str:

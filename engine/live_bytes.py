@@ -1,6 +1,5 @@
 """How many bytes of tensors live while code runs, counted storage by storage, on any device, ``meta`` included."""
 
-import contextlib
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -49,5 +48,4 @@ class LiveBytes(TorchDispatchMode):
 def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
     for leaf in tree_iter(tree):
         if isinstance(leaf, torch.Tensor):
-            with contextlib.suppress(NotImplementedError):
-                yield leaf.untyped_storage()
+            yield leaf.untyped_storage()

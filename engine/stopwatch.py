@@ -9,6 +9,12 @@ from contextlib import AbstractContextManager
 import torch
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until ``device`` has done what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 class Stopwatch:
     """Adds up the seconds of spans (:mod:`cacophony.kernels.spans`) of the names given.
 

@@ -15,7 +15,6 @@ from ...kernels.log_mel import SAMPLE_RATE
 
 METADATA_FILE = "task_metadata.json"
 VOCABULARY_FILE = "labelvocabulary.csv"
-TRAIN_VALID_TEST = ("train", "valid", "test")
 _LAYOUT = f"a task that HEAR's preprocessing made: {METADATA_FILE}, {VOCABULARY_FILE}, a .json for each split and audio"
 
 
