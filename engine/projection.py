@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .extras import require
+from ..extras import require
 
 Projection = Literal["umap", "pca"]
 
@@ -57,7 +57,7 @@ def umap_plane(rows: NDArray[np.floating]) -> Plane:
 
 def require_umap() -> Any:
     """Import umap; raises InputError that names the extra where it is not installed."""
-    return require("umap", "umap-learn", "the projection umap")
+    return require("umap", "umap-learn", "the projection umap", extra="evaluate")
 
 
 PROJECTIONS: dict[Projection, Callable[[NDArray[np.floating]], Plane]] = {"umap": umap_plane, "pca": principal_plane}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...data.audio import SAMPLE_RATE
 from ...errors import InputError
-from ..extras import require
+from ...extras import require
 from ..inference import load
 
 Array = np.ndarray | Tensor
@@ -63,7 +63,7 @@ class CacophonyEncoder:
     @cached_property
     def mteb_model_meta(self) -> Any:
         """What mteb writes into its results; raises InputError where mteb is not installed."""
-        model_meta = require("mteb.models", "mteb", "the model's card for mteb").ModelMeta
+        model_meta = require("mteb.models", "mteb", "the model's card for mteb", extra="evaluate").ModelMeta
         network = self.model.model
         numbers = sum(parameter.numel() for parameter in network.parameters())
         return model_meta(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..extras import require
+from ...extras import require
 from .hear_task import Event
 
 Floats = NDArray[np.floating]
@@ -86,11 +86,11 @@ def score_events(name: str, found: Events, true: Events, labels: Sequence[str]) 
 
 def require_sed_eval() -> Any:
     """Import sed_eval; raises InputError that names the extra where it is not installed."""
-    return require("sed_eval", "sed_eval", "scoring events")
+    return require("sed_eval", "sed_eval", "scoring events", extra="evaluate")
 
 
 def _container(events: Sequence[Event], sound: str) -> Any:
-    containers = require("dcase_util.containers", "dcase_util", "scoring events")
+    containers = require("dcase_util.containers", "dcase_util", "scoring events", extra="evaluate")
     rows = [
         {"event_label": e.label, "event_onset": e.start / 1000, "event_offset": e.end / 1000, "file": sound}
         for e in events
