@@ -82,6 +82,7 @@ def on_actors(starter: Starter, items: list[int], actors: Actors) -> Iterator[in
             compute=ray.data.ActorPoolStrategy(size=count),
             num_cpus=1,
             num_gpus=actors.gpus_per_worker or None,
+            max_restarts=0,  # an actor that died cannot be given the work again, only the whole stage can
         )
         try:
             for row in results.iter_rows():
@@ -97,7 +98,6 @@ def on_actors(starter: Starter, items: list[int], actors: Actors) -> Iterator[in
 @contextmanager
 def _ray(actors: Actors) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what goes wrong is raised
     ray = require("ray", "ray[data]", "working in several processes", extra="curate")
     require("ray.data", "ray[data]", "working in several processes", extra="curate")
     own = {} if actors.ray_address else {"num_cpus": actors.workers, "include_dashboard": False}
