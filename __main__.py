@@ -35,6 +35,7 @@ from .engine.commands import (
     train_command,
 )
 from .engine.convert_command import convert_command
+from .engine.curation.exclude_command import exclude_command
 from .engine.demo import demo_command
 from .engine.evaluate.commands import (
     all_evaluations_command,
@@ -63,6 +64,10 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
         command(shards_stats_command, "cacophony shards stats"),
     ),
     "shards merge": ("join packed directories into one", command(merge_command, "cacophony shards merge")),
+    "curate exclude": (
+        "mark clips of a manifest that are in an evaluation set",
+        command(exclude_command, "cacophony curate exclude"),
+    ),
     "train mae": ("stage 1: the audio masked autoencoder", lambda argv: train_command("mae", argv)),
     "train contrastive": ("stage 2: contrastive + captioning", lambda argv: train_command("contrastive", argv)),
     "evaluate retrieval": (

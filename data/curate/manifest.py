@@ -155,7 +155,11 @@ def new_row(id: str, source: str, kind: Kind, path: str, seconds: float) -> Row:
 def write_part(path: Path, rows: list[Row], counts: Mapping[str, int] | None = None) -> None:
     """Write a part under a temporary name, then rename it; `counts` lie in the file's metadata until all are there."""
     table = arrow().Table.from_pylist(cast("list[dict[str, Any]]", rows), schema=schema())
-    table = table.replace_schema_metadata({"counts": json.dumps(dict(counts or {}), sort_keys=True)})
+    write_table(path, table.replace_schema_metadata({"counts": json.dumps(dict(counts or {}), sort_keys=True)}))
+
+
+def write_table(path: Path, table: Any) -> None:
+    """Write an Arrow table as Parquet under a temporary name, then rename it."""
     # The name is its own: a worker of a run that was killed may still be writing the same part.
     unfinished = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
     _parquet().write_table(table, unfinished, compression="zstd")
@@ -189,6 +193,11 @@ def part_counts(path: Path) -> Counter[str]:
 def part_name(number: int) -> str:
     """`part-00000.parquet` and so on."""
     return f"part-{number:05d}.parquet"
+
+
+def report_name(number: int) -> str:
+    """What lies beside a part of some stages: `report-00000.parquet` and so on."""
+    return f"report-{number:05d}.parquet"
 
 
 def write_manifest(folder: Path, stage: str, settings: Mapping[str, Any], names: Iterable[str]) -> None:
