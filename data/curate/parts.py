@@ -10,23 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from ...errors import InputError
 from ..progress import progress_bar
 from ..shard_writer import write_atomically
 from .actors import Actors, on_actors
-from .manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    Row,
-    part_name,
-    read_manifest,
-    report_name,
-    write_manifest,
-    write_part,
-    write_table,
-)
+from .manifest import MANIFEST_NAME, Manifest, Row, part_name, read_manifest, write_manifest, write_part
 
 _PLAN_NAME = "plan.json"
 
@@ -36,15 +26,6 @@ class Work(Protocol):
 
     def __call__(self, rows: list[Row], counts: Counter[str]) -> list[Row]:
         """The rows that the part has afterwards."""
-        ...
-
-
-@runtime_checkable
-class Reporting(Protocol):
-    """Work that also leaves a table beside each part, under the name `report_name`."""
-
-    def report(self) -> Any:
-        """The Arrow table of the part that was worked on last."""
         ...
 
 
@@ -63,10 +44,7 @@ class PartWorker:
         def run(number: int) -> int:
             rows, counts = self.source.part(number), Counter[str]()
             size = len(rows)
-            rows = work(rows, counts)
-            if isinstance(work, Reporting):
-                write_table(self.folder / report_name(number), work.report())
-            write_part(self.folder / part_name(number), rows, counts)
+            write_part(self.folder / part_name(number), work(rows, counts), counts)
             return size
 
         return run
