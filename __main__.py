@@ -27,6 +27,7 @@ from .bench.data_command import data_command
 from .bench.profile_command import profile_command
 from .bench.update_command import update_command
 from .data.commands import check_command, merge_command, pack_command
+from .data.curate.commands import ingest_command
 from .engine.commands import (
     INTERRUPTED,
     caption_command,
@@ -63,6 +64,10 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
         command(shards_stats_command, "cacophony shards stats"),
     ),
     "shards merge": ("join packed directories into one", command(merge_command, "cacophony shards merge")),
+    "curate ingest": (
+        "collect published collections in one manifest",
+        command(ingest_command, "cacophony curate ingest"),
+    ),
     "train mae": ("stage 1: the audio masked autoencoder", lambda argv: train_command("mae", argv)),
     "train contrastive": ("stage 2: contrastive + captioning", lambda argv: train_command("contrastive", argv)),
     "evaluate retrieval": (

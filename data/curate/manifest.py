@@ -101,6 +101,17 @@ class Manifest:
         """Rows in all parts."""
         return sum(part.rows for part in self.parts)
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Which manifest this is and what it was made of, for the settings of the stage that reads it."""
+        return {
+            "stage": self.stage,
+            "rows": self.rows,
+            "digest": self.digest,
+            "counts": self.counts,
+            "settings": self.settings,
+        }
+
     def part(self, number: int) -> list[Row]:
         """The rows of a part; raises `InputError` where the file is not what manifest.json says."""
         part = self.parts[number]
