@@ -36,6 +36,7 @@ from .engine.commands import (
     train_command,
 )
 from .engine.convert_command import convert_command
+from .engine.curation.mix_command import mix_command
 from .engine.demo import demo_command
 from .engine.evaluate.commands import (
     all_evaluations_command,
@@ -67,6 +68,10 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "curate ingest": (
         "collect published collections in one manifest",
         command(ingest_command, "cacophony curate ingest"),
+    ),
+    "curate mix": (
+        "choose what is trained on, with a card of it",
+        command(mix_command, "cacophony curate mix"),
     ),
     "train mae": ("stage 1: the audio masked autoencoder", lambda argv: train_command("mae", argv)),
     "train contrastive": ("stage 2: contrastive + captioning", lambda argv: train_command("contrastive", argv)),
