@@ -5,7 +5,7 @@ reason in `excluded`; for each pass the nearest evaluation clip goes into a repo
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,8 @@ from .evaluation_clips import Evaluation, EvaluationParts, compute, load
 from .fingerprint import PHASES
 from .fingerprint_index import Nearest
 from .id_lists import EvaluationIds
-from .manifest import Manifest, Row, arrow
-from .parts import finished_before, prepare, run_stage
+from .manifest import Manifest, Row, arrow, part_name, write_part, write_table
+from .parts import run_parts
 
 SAME_ID = "evaluation clip: same id"
 SAME_SAMPLES = "evaluation clip: same samples"
@@ -32,7 +32,6 @@ UNREADABLE = "not compared: "
 REASON_OF_PASS = {"id": SAME_ID, "pcm": SAME_SAMPLES, "fingerprint": SAME_SOUND, "embedding": NEAR_DUPLICATE}
 """The passes in their order: a clip that several find has the reason of the first."""
 
-_STAGE = "exclude"
 _DIGITS = 4  # of a score: more would show in which batch, or on how many threads, a model computed it
 
 
@@ -122,6 +121,11 @@ class Comparison:
         self._found.append(entry | {"pass": name, "score": score, "found": found})
 
 
+def report_name(number: int) -> str:
+    """What lies beside a part of the result: `report-00000.parquet` and so on."""
+    return f"report-{number:05d}.parquet"
+
+
 def report_schema() -> Any:
     """The Arrow schema of the tables beside the parts."""
     pa = arrow()
@@ -143,7 +147,7 @@ def exclude(
 ) -> Manifest:
     """Write to `out` the rows of `source` with `excluded` filled, and a report beside each part.
 
-    Computes those parts of the evaluation that are not there. Raises as `run_stage`.
+    Computes those parts of the evaluation that are not there. Raises as `run_stage` of `parts`.
     """
     settings = {
         "ids": {"freesound": len(ids.freesound), "youtube": len(ids.youtube), "digest": ids.digest()},
@@ -152,12 +156,36 @@ def exclude(
         "windows": windows,
         "thresholds": asdict(thresholds),
     }
-    plan = {"stage": _STAGE, "settings": settings | {"source": source.digest}}
-    if finished_before(out, plan) is None:
-        prepare(out, plan)  # refused before anything is computed
-        compute(parts, actors, progress=progress)
+    plan = {"stage": "exclude", "settings": settings | {"source": source.provenance}}
     make = partial(_make, parts, ids, dict(namespaces), windows, thresholds)
-    return run_stage(source, out, stage=_STAGE, settings=settings, make=make, actors=actors, progress=progress)
+
+    def worker_of(folder: Path) -> ReportingWorker:
+        compute(parts, actors, progress=progress)
+        return ReportingWorker(source, folder, make)
+
+    return run_parts(source, out, plan, worker_of, actors, progress)
+
+
+@dataclass(frozen=True)
+class ReportingWorker:
+    """Works on one part after another, and leaves the report of each beside it."""
+
+    source: Manifest
+    folder: Path
+    make: Callable[[], Comparison]
+
+    def start(self) -> Callable[[int], int]:
+        """Load everything; the result does part `number` and returns how many rows it had."""
+        compare = self.make()
+
+        def run(number: int) -> int:
+            counts = Counter[str]()
+            rows = compare(self.source.part(number), counts)
+            write_table(self.folder / report_name(number), compare.report())
+            write_part(self.folder / part_name(number), rows, counts)
+            return len(rows)
+
+        return run
 
 
 def _make(

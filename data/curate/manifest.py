@@ -101,6 +101,17 @@ class Manifest:
         """Rows in all parts."""
         return sum(part.rows for part in self.parts)
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Which manifest this is and what it was made of, for the settings of the stage that reads it."""
+        return {
+            "stage": self.stage,
+            "rows": self.rows,
+            "digest": self.digest,
+            "counts": self.counts,
+            "settings": self.settings,
+        }
+
     def part(self, number: int) -> list[Row]:
         """The rows of a part; raises `InputError` where the file is not what manifest.json says."""
         part = self.parts[number]
@@ -193,11 +204,6 @@ def part_counts(path: Path) -> Counter[str]:
 def part_name(number: int) -> str:
     """`part-00000.parquet` and so on."""
     return f"part-{number:05d}.parquet"
-
-
-def report_name(number: int) -> str:
-    """What lies beside a part of some stages: `report-00000.parquet` and so on."""
-    return f"report-{number:05d}.parquet"
 
 
 def write_manifest(folder: Path, stage: str, settings: Mapping[str, Any], names: Iterable[str]) -> None:

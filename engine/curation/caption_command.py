@@ -19,7 +19,7 @@ from ..evaluate.store import checkpoint_digest
 from .model_captioner import CaptionDecoding, make_model_captioner
 
 
-def caption_command(
+def curate_caption_command(
     manifest: tyro.conf.Positional[Path],
     /,
     *,

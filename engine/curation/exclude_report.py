@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ...data.curate.exclude import Thresholds
-from ...data.curate.manifest import Manifest, arrow, report_name
+from ...data.curate.exclude import Thresholds, report_name
+from ...data.curate.manifest import Manifest, arrow
 from ...data.shard_writer import atomic_file
 from ...errors import InputError
 from ...extras import require

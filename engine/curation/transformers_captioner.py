@@ -10,7 +10,7 @@ Weights have to be safetensors, and code that a model brings along is not run.
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import soxr
@@ -29,7 +29,7 @@ from ..distributed import choose_device
 from .model_captioner import CaptionDecoding
 
 _WHISPER_PROMPT = ("<|en|>", "<|transcribe|>", "<|notimestamps|>")
-_generate: Any = GenerationMixin.generate
+_generate = cast("Any", GenerationMixin).generate
 _QUESTION = "Describe in one sentence what is to be heard."
 
 

@@ -191,7 +191,7 @@ def _entry(source: str, number: int, draw: random.Random, damage: float) -> _Ent
         id=id,
         file=file,
         title=f"{stem}.wav" if noisy else "",
-        tags=[noun, place.split()[-1], "field-recording"] if source == "freesound" else [],
+        tags=[noun, place.split()[-1]] if source in ("freesound", "laion") else [],
         texts=texts,
         licence=draw.choice(LICENCES) if source in ("clotho", "freesound") else "",
         start=start,
@@ -246,7 +246,7 @@ def _write_freesound(folder: Path, entries: list[_Entry]) -> None:
 def _write_laion(folder: Path, entries: list[_Entry]) -> None:
     for entry in entries:
         path = folder / entry.id.replace(".wav", ".json")
-        path.write_text(json.dumps({"text": entry.texts, "tag": ["x"]}), "utf-8")
+        path.write_text(json.dumps({"text": entry.texts, "tag": entry.tags}), "utf-8")
 
 
 def _write_wavcaps(folder: Path, entries: list[_Entry]) -> None:
@@ -256,7 +256,7 @@ def _write_wavcaps(folder: Path, entries: list[_Entry]) -> None:
 
 def _write_acav(folder: Path, entries: list[_Entry]) -> None:
     rows = [[e.id.rsplit("_", 1)[0], e.start, e.start + 10] for e in entries]
-    _write_csv(folder / "ids.csv", ["youtube_id", "start", "end"], rows)
+    _write_csv(folder / "acav.csv", ["youtube_id", "start", "end"], rows)
 
 
 _WRITERS = {
