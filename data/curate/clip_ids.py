@@ -46,7 +46,7 @@ def freesound_id(text: str) -> str | None:
     text = text.strip()
     if found := _FREESOUND_URL.search(text):
         return found[1].lstrip("0") or None
-    found = _FREESOUND.fullmatch(_bare(text))
+    found = None if "://" in text else _FREESOUND.fullmatch(_bare(text))
     return (found[1].lstrip("0") or None) if found else None
 
 
@@ -58,9 +58,8 @@ def youtube_id(text: str) -> YouTubeId | None:
     text = text.strip()
     if found := _YOUTUBE_URL.search(text):
         return YouTubeId(found[1])
-    bare = _bare(text)
-    found = _YOUTUBE.fullmatch(bare) or _YOUTUBE.fullmatch(text.replace("\\", "/").rpartition("/")[2])
-    if not found:
+    found = _YOUTUBE.fullmatch(_bare(text))
+    if not found or "://" in text:
         return None
     seconds = [float(part) for part in found[2].split("_")[1:]]
     return YouTubeId(found[1], *seconds)

@@ -222,7 +222,7 @@ def _read(path: Path, clips: int) -> list[dict[str, Any]]:
 def _identity(path: str) -> tuple[int, int]:
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # fails again when it is decoded
         return (-1, -1)
     return status.st_size, status.st_mtime_ns
 
