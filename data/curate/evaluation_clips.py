@@ -123,6 +123,8 @@ class Evaluation:
 
     names: list[str]
     """Of the clips that could be decoded."""
+    paths: list[str]
+    """Their files."""
     pcm: dict[bytes, int]
     fingerprints: FingerprintIndex | None
     embeddings: Any
@@ -159,11 +161,13 @@ def compute(parts: EvaluationParts, actors: Actors, *, progress: bool = True) ->
 def load(parts: EvaluationParts) -> Evaluation:
     """Read the parts, which are all there, into memory; raises `InputError` for one that is damaged."""
     names: list[str] = []
+    paths: list[str] = []
     pcm: dict[bytes, int] = {}
     fingerprints: list[Fingerprint] = []
     vectors: list[npt.NDArray[np.float32]] = []
     for number in range(parts.count):
-        for row in _read(parts.path(number), len(parts.of(number))):
+        clips = parts.of(number)
+        for clip, row in zip(clips, _read(parts.path(number), len(clips)), strict=True):
             if row["reason"]:
                 continue
             if row["pcm"]:
@@ -171,14 +175,15 @@ def load(parts: EvaluationParts) -> Evaluation:
             signs, heard = (np.frombuffer(row[column], "<u4").astype(np.uint32) for column in ("signs", "heard"))
             fingerprints.append(Fingerprint(signs, heard))
             vectors.append(np.frombuffer(row["embedding"], "<f4"))
-            names.append(row["name"])
+            names.append(clip.name)
+            paths.append(clip.path)
     index = None
     if parts.passes.make_embedder and names:
         faiss: Any = require("faiss", "faiss-cpu", "finding near-duplicates by embedding", extra="curate")
         index = faiss.IndexFlatIP(len(vectors[0]))
         index.add(np.stack(vectors))
     searched = FingerprintIndex(fingerprints) if parts.passes.fingerprint else None
-    return Evaluation(names, pcm, searched, index)
+    return Evaluation(names, paths, pcm, searched, index)
 
 
 def failures(parts: EvaluationParts) -> dict[str, str]:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
+from ..audio import read_audio
 from .actors import Actors
+from .audio_batches import MAX_SECONDS
 from .audio_features import AudioFeatures, Embedder, audio_features
 from .clip_ids import Namespace
 from .evaluation_clips import Evaluation, EvaluationParts, compute, load
@@ -21,6 +23,7 @@ from .fingerprint_index import Nearest
 from .id_lists import EvaluationIds
 from .manifest import Manifest, Row, arrow, part_name, write_part, write_table
 from .parts import run_parts
+from .waveform import waveform_correlation
 
 SAME_ID = "evaluation clip: same id"
 SAME_SAMPLES = "evaluation clip: same samples"
@@ -39,15 +42,17 @@ _DIGITS = 4  # of a score: more would show in which batch, or on how many thread
 class Thresholds:
     """From where on two clips are taken for the same."""
 
-    similarity: float = 0.35
-    """Cosine of two fingerprints; lossy copies are above it, other clips far below."""
+    similarity: float = 0.3
+    """Cosine of two fingerprints; lossy copies are above it, and so are other sounds of the same thing."""
+    correlation: float = 0.65
+    """Of the waves of two clips whose fingerprints are similar: it tells copies from other sounds of the same thing."""
     cosine: float = 0.95
     """Of two embeddings. It depends on the model: look at the histogram of the report."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not 0.0 < value <= 1.0:
-                raise InputError(f"{name} is {value}; expected a cosine above 0 and up to 1")
+                raise InputError(f"{name} is {value}; expected a number above 0 and up to 1")
 
 
 @dataclass
@@ -87,38 +92,62 @@ class Comparison:
         def failed(number: int, reason: str) -> None:
             rows[number]["excluded"] = UNREADABLE + reason
 
-        near: dict[int, dict[str, tuple[int, float]]] = {}
+        near: dict[int, list[_Match]] = {}
         paths, seconds = [row["path"] for row in rows], [row["seconds"] for row in rows]
         every = audio_features(paths, seconds, self.parts.passes, self.embedder, failed, phases=PHASES)
         for batch in every:
             embeddings = self.evaluation.nearest_embeddings([features for _, features in batch])
             for (number, features), embedding in zip(batch, embeddings, strict=True):
-                near[number] = self._nearest(features, embedding)
+                near[number] = self._matches(paths[number], features, embedding)
                 if features.phases and features.phases[0].plain:
                     counts["too plain for a fingerprint"] += 1
         for number in sorted(near):
-            for name, (clip, score) in near[number].items():
-                found = score >= self._least(name)
-                self._add(rows[number], name, self.evaluation.names[clip], score, found=found)
-                if found and not rows[number]["excluded"]:
-                    rows[number]["excluded"] = REASON_OF_PASS[name]
+            for match in near[number]:
+                name = self.evaluation.names[match.clip]
+                self._add(rows[number], match.by, name, match.score, match.correlation, found=match.found)
+                if match.found and not rows[number]["excluded"]:
+                    rows[number]["excluded"] = REASON_OF_PASS[match.by]
 
-    def _nearest(self, features: AudioFeatures, embedding: Nearest | None) -> dict[str, tuple[int, float]]:
-        """By pass: the nearest evaluation clip and its score, of those passes that have one."""
-        near: dict[str, tuple[int, float]] = {}
+    def _matches(self, path: str, features: AudioFeatures, embedding: Nearest | None) -> list["_Match"]:
+        """The nearest evaluation clip of each pass that has one, in the order of the passes."""
+        matches: list[_Match] = []
         if (clip := self.evaluation.same_samples(features)) is not None:
-            near["pcm"] = clip, 1.0
-        for name, nearest in (("fingerprint", self.evaluation.same_sound(features)), ("embedding", embedding)):
-            if nearest:
-                near[name] = nearest.clip, round(nearest.similarity, _DIGITS)
-        return near
+            matches.append(_Match("pcm", clip, 1.0, found=True))
+        if nearest := self.evaluation.same_sound(features):
+            matches.append(self._confirmed(path, nearest))
+        if embedding:
+            score = round(embedding.similarity, _DIGITS)
+            matches.append(_Match("embedding", embedding.clip, score, found=score >= self.thresholds.cosine))
+        return matches
 
-    def _least(self, name: str) -> float:
-        return {"pcm": 1.0, "fingerprint": self.thresholds.similarity, "embedding": self.thresholds.cosine}[name]
+    def _confirmed(self, path: str, nearest: Nearest) -> "_Match":
+        """Whether a similar fingerprint is that of the same recording, by the waves."""
+        score = round(nearest.similarity, _DIGITS)
+        if score < self.thresholds.similarity:
+            return _Match("fingerprint", nearest.clip, score, found=False)
+        wave = read_audio(path, max_seconds=MAX_SECONDS)
+        other = read_audio(self.evaluation.paths[nearest.clip], max_seconds=MAX_SECONDS)
+        correlation = round(waveform_correlation(wave, other, nearest.phase, nearest.offset), _DIGITS)
+        found = correlation >= self.thresholds.correlation
+        return _Match("fingerprint", nearest.clip, score, correlation, found=found)
 
-    def _add(self, row: Row, name: str, clip: str, score: float, *, found: bool) -> None:
+    def _add(
+        self, row: Row, by: str, clip: str, score: float, correlation: float | None = None, *, found: bool
+    ) -> None:
         entry = {"source": row["source"], "id": row["id"], "path": row["path"], "evaluation_clip": clip}
-        self._found.append(entry | {"pass": name, "score": score, "found": found})
+        self._found.append(entry | {"pass": by, "score": score, "correlation": correlation, "found": found})
+
+
+@dataclass(frozen=True)
+class _Match:
+    """The nearest evaluation clip of one pass."""
+
+    by: str
+    clip: int
+    score: float
+    correlation: float | None = None
+    """Of the waves, where they were looked at."""
+    found: bool = field(kw_only=True)
 
 
 def report_name(number: int) -> str:
@@ -130,7 +159,7 @@ def report_schema() -> Any:
     """The Arrow schema of the tables beside the parts."""
     pa = arrow()
     texts = [(name, pa.string()) for name in ("source", "id", "path", "evaluation_clip", "pass")]
-    return pa.schema([*texts, ("score", pa.float64()), ("found", pa.bool_())])
+    return pa.schema([*texts, ("score", pa.float64()), ("correlation", pa.float64()), ("found", pa.bool_())])
 
 
 def exclude(

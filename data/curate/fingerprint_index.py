@@ -30,6 +30,10 @@ class Nearest(NamedTuple):
     clip: int
     """Its number in the index."""
     similarity: float
+    phase: int = 0
+    """Of the fingerprints that were searched, the number of the one that is nearest."""
+    offset: int = 0
+    """Frame of the clip at which that one begins; below 0 where it begins before."""
 
 
 class FingerprintIndex:
@@ -56,7 +60,7 @@ class FingerprintIndex:
         for _, phase, clip, offset in self._candidates(phases)[:MAX_COMPARED]:
             score = similarity(phases[phase], self._clips[clip], offset)
             if score > 0 and (best is None or (-score, clip) < (-best.similarity, best.clip)):
-                best = Nearest(clip, score)
+                best = Nearest(clip, score, phase, offset)
         return best
 
     def _candidates(self, phases: Sequence[Fingerprint]) -> list[tuple[int, int, int, int]]:

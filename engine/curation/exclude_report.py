@@ -20,7 +20,7 @@ from ...json_file import write_json
 from ..drawing import COLOURS, FAINT, INK, plain_axes, save_figure
 
 PAIRS_NAME, SCORES_NAME, SUMMARY_NAME = "pairs.csv", "scores.png", "summary.json"
-COLUMNS: tuple[str, ...] = ("source", "id", "path", "evaluation_clip", "pass", "score")
+COLUMNS: tuple[str, ...] = ("source", "id", "path", "evaluation_clip", "pass", "score", "correlation")
 
 _BINS = 100
 
@@ -85,7 +85,7 @@ def write_report(result: Manifest, folder: Path, thresholds: Thresholds, failed:
 def scores_figure(scores: dict[str, Scores]) -> Figure:
     """A histogram for each pass that gives scores: the nearest evaluation clip of every clip, and the threshold.
 
-    A clip whose fingerprint is near none has no score.
+    A clip whose fingerprint is near none has no score; one above the threshold may be kept because of its wave.
     """
     figure = Figure(figsize=(8, 2.6 * len(scores)), layout="constrained")
     middles = (np.arange(_BINS) + 0.5) / _BINS

@@ -11,12 +11,14 @@ from cacophony.data.curate.audio_features import pcm_digest
 from cacophony.data.curate.exclude import Thresholds
 from cacophony.data.curate.fingerprint import Fingerprint, fingerprint, fingerprints, similarity
 from cacophony.data.curate.fingerprint_index import FingerprintIndex
+from cacophony.data.curate.waveform import waveform_correlation
 from cacophony.data.synthesis import BACKGROUNDS, MOTIONS, PITCHES, RHYTHMS, SOURCES, Scene, render_scene
 
 RATE = 16_000
 LEAST = Thresholds().similarity
+CORRELATION = Thresholds().correlation
 MOST_FALSE = 0.25
-"""No two unlike clips may be this similar: the threshold is far above."""
+"""No two unlike clips may be this similar."""
 
 COPIES: dict[str, dict[str, Any]] = {
     "quieter": {"gain": 0.05},
@@ -67,6 +69,8 @@ def test_a_copy_is_found_and_is_far_from_chance(how: str, clips: list[np.ndarray
         assert found is not None
         assert found.clip == number
         assert found.similarity >= LEAST
+        copy = copied(wave, **COPIES[how])
+        assert waveform_correlation(copy, wave, found.phase, found.offset) >= CORRELATION + 0.1
 
 
 def test_a_part_of_a_clip_and_a_clip_in_another_are_found(clips: list[np.ndarray]) -> None:
@@ -79,6 +83,7 @@ def test_a_part_of_a_clip_and_a_clip_in_another_are_found(clips: list[np.ndarray
 
             assert found is not None
             assert found.similarity > 0.8
+            assert waveform_correlation(searched, wave, found.phase, found.offset) > 0.95
 
 
 def test_unlike_clips_are_not_similar_at_any_offset(clips: list[np.ndarray]) -> None:
@@ -107,6 +112,24 @@ def test_the_index_finds_what_comparing_with_every_clip_at_every_offset_finds(cl
         found = index.nearest([searched])
         assert found is not None
         assert (found.similarity, -found.clip) == best
+
+
+def test_the_correlation_of_waves_is_that_of_numpy_at_the_right_lag() -> None:
+    rng = np.random.default_rng(0)
+    wave = np.fft.irfft(_in_band(rng.standard_normal(20_000))).astype(np.float32)
+    other = (-0.5 * np.roll(wave, 100) + 0.25 * np.std(wave) * rng.standard_normal(20_000)).astype(np.float32)
+    expected = abs(np.corrcoef(wave[:-100], np.fft.irfft(_in_band(other))[100:])[0, 1])
+
+    assert waveform_correlation(wave, other, 0, 0) == pytest.approx(expected, abs=0.002)
+    assert waveform_correlation(wave, rng.standard_normal(20_000).astype(np.float32), 0, 0) < 0.1
+    assert waveform_correlation(wave, np.zeros_like(wave), 0, 0) == 0.0
+    assert waveform_correlation(wave, wave, 0, 40) == 0.0  # they share nothing
+
+
+def _in_band(wave: np.ndarray) -> np.ndarray:
+    spectrum = np.fft.rfft(wave)
+    hertz = np.fft.rfftfreq(len(wave), 1 / RATE)
+    return np.where((hertz < 150) | (hertz > 4_000), 0, spectrum)
 
 
 def test_silence_and_steady_tones_match_nothing() -> None:
