@@ -134,9 +134,9 @@ class Evaluation:
         """The clip with the same samples."""
         return self.pcm.get(features.pcm) if features.pcm else None
 
-    def same_sound(self, features: AudioFeatures) -> Nearest | None:
-        """The clip whose fingerprint is nearest."""
-        return self.fingerprints.nearest(features.phases) if self.fingerprints and features.phases else None
+    def same_sound(self, features: AudioFeatures) -> list[Nearest]:
+        """The clips whose fingerprints are nearest, the nearest first."""
+        return self.fingerprints.nearest(features.phases) if self.fingerprints and features.phases else []
 
     def nearest_embeddings(self, clips: Sequence[AudioFeatures]) -> list[Nearest | None]:
         """For each clip the one with the largest cosine; None where embeddings are not compared."""

@@ -6,7 +6,7 @@ reason in `excluded`; for each pass the nearest evaluation clip goes into a repo
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,22 +114,28 @@ class Comparison:
         if (clip := self.evaluation.same_samples(features)) is not None:
             matches.append(_Match("pcm", clip, 1.0, found=True))
         if nearest := self.evaluation.same_sound(features):
-            matches.append(self._confirmed(path, nearest))
+            matches.append(self._copied(path, nearest))
         if embedding:
             score = round(embedding.similarity, _DIGITS)
             matches.append(_Match("embedding", embedding.clip, score, found=score >= self.thresholds.cosine))
         return matches
 
-    def _confirmed(self, path: str, nearest: Nearest) -> "_Match":
-        """Whether a similar fingerprint is that of the same recording, by the waves."""
-        score = round(nearest.similarity, _DIGITS)
-        if score < self.thresholds.similarity:
-            return _Match("fingerprint", nearest.clip, score, found=False)
+    def _copied(self, path: str, nearest: list[Nearest]) -> "_Match":
+        """The first clip with a similar fingerprint whose wave is that of the file; or the nearest, not found."""
+        matches = [_Match("fingerprint", one.clip, round(one.similarity, _DIGITS), found=False) for one in nearest]
+        if matches[0].score < self.thresholds.similarity:
+            return matches[0]
         wave = read_audio(path, max_seconds=MAX_SECONDS)
-        other = read_audio(self.evaluation.paths[nearest.clip], max_seconds=MAX_SECONDS)
-        correlation = round(waveform_correlation(wave, other, nearest.phase, nearest.offset), _DIGITS)
-        found = correlation >= self.thresholds.correlation
-        return _Match("fingerprint", nearest.clip, score, correlation, found=found)
+        for number, one in enumerate(nearest):
+            if matches[number].score < self.thresholds.similarity:
+                break
+            other = read_audio(self.evaluation.paths[one.clip], max_seconds=MAX_SECONDS)
+            correlation = round(waveform_correlation(wave, other, one.phase, one.offset), _DIGITS)
+            found = correlation >= self.thresholds.correlation
+            matches[number] = replace(matches[number], correlation=correlation, found=found)
+            if found:
+                return matches[number]
+        return matches[0]
 
     def _add(
         self, row: Row, by: str, clip: str, score: float, correlation: float | None = None, *, found: bool

@@ -15,6 +15,8 @@ from .fingerprint import Fingerprint, Words, similarity
 
 MAX_COMPARED = 256
 """Places that are compared in full, those with most keys in common first."""
+MAX_NEAREST = 5
+"""Clips that a search gives."""
 MAX_BUCKET = 4_096
 """A key that more places have says nothing."""
 
@@ -25,7 +27,7 @@ _HALF = 1 << 31
 
 
 class Nearest(NamedTuple):
-    """The fingerprint in an index that is most similar to one that was searched."""
+    """A clip of an index that is similar to one that was searched."""
 
     clip: int
     """Its number in the index."""
@@ -51,17 +53,17 @@ class FingerprintIndex:
         order = np.argsort(all_keys, kind="stable")
         self._keys, self._places = all_keys[order], np.concatenate(places)[order]
 
-    def nearest(self, phases: Sequence[Fingerprint]) -> Nearest | None:
-        """The most similar clip to one that is given by its fingerprints at several phases; None where none is near.
+    def nearest(self, phases: Sequence[Fingerprint]) -> list[Nearest]:
+        """The clips most similar to one that is given by its fingerprints at several phases, the most similar first.
 
-        Of equally similar ones that with the lowest number.
+        Up to `MAX_NEAREST`, none that is only as near as chance; of equally similar ones the lowest number first.
         """
-        best: Nearest | None = None
+        best: dict[int, Nearest] = {}
         for _, phase, clip, offset in self._candidates(phases)[:MAX_COMPARED]:
             score = similarity(phases[phase], self._clips[clip], offset)
-            if score > 0 and (best is None or (-score, clip) < (-best.similarity, best.clip)):
-                best = Nearest(clip, score, phase, offset)
-        return best
+            if score > 0 and (clip not in best or score > best[clip].similarity):
+                best[clip] = Nearest(clip, score, phase, offset)
+        return sorted(best.values(), key=lambda found: (-found.similarity, found.clip))[:MAX_NEAREST]
 
     def _candidates(self, phases: Sequence[Fingerprint]) -> list[tuple[int, int, int, int]]:
         """(-keys in common, phase, clip, frame of that clip at which the searched one begins), most keys first."""
