@@ -31,16 +31,22 @@ class EvaluationIds:
     freesound: dict[str, str] = field(default_factory=dict)
     youtube: dict[str, list[tuple[YouTubeId, str]]] = field(default_factory=dict)
     """By video; a video may be listed with several parts."""
+    read: int = 0
+    """How many were added, those that came before among them."""
     unknown: int = 0
     """Ids of blacklists that belong to other collections, which are not matched."""
 
     def add_freesound(self, number: str, where: str) -> None:
         """Add one id in normal form."""
+        self.read += 1
         self.freesound.setdefault(number, where)
 
     def add_youtube(self, clip: YouTubeId, where: str) -> None:
         """Add one id in normal form."""
-        self.youtube.setdefault(clip.video, []).append((clip, where))
+        self.read += 1
+        listed = self.youtube.setdefault(clip.video, [])
+        if all(other != clip for other, _ in listed):  # AudioCaps lists a clip for each of its captions
+            listed.append((clip, where))
 
     def digest(self) -> str:
         """SHA-256 of all ids, hexadecimal."""
@@ -49,11 +55,12 @@ class EvaluationIds:
     def add_rows(self, name: str, rows: Iterable[Row], namespaces: Mapping[str, Namespace]) -> None:
         """Add the ids of a manifest of evaluation clips, of the sources whose namespace is known."""
         for row in rows:
-            for kind, found in _normal_ids(row, namespaces):
+            for found in _normal_ids(row, namespaces):
+                where = f"{name}: {row['source']} {row['id']}"
                 if isinstance(found, YouTubeId):
-                    self.add_youtube(found, f"{name}: {row['source']} {kind}")
+                    self.add_youtube(found, where)
                 else:
-                    self.add_freesound(found, f"{name}: {row['source']} {kind}")
+                    self.add_freesound(found, where)
 
     def find(self, row: Row, namespaces: Mapping[str, Namespace], *, windows: bool) -> str | None:
         """Where the id of `row` is listed, or None.
@@ -61,7 +68,7 @@ class EvaluationIds:
         A YouTube clip matches by its video; with `windows` only if the listed part and that of the clip have time in
         common, where both are known.
         """
-        for _, found in _normal_ids(row, namespaces):
+        for found in _normal_ids(row, namespaces):
             if isinstance(found, YouTubeId):
                 for listed, where in self.youtube.get(found.video, []):
                     if not windows or _share_time(listed, found, row["seconds"]):
@@ -71,12 +78,12 @@ class EvaluationIds:
         return None
 
 
-def _normal_ids(row: Row, namespaces: Mapping[str, Namespace]) -> Iterator[tuple[str, str | YouTubeId]]:
+def _normal_ids(row: Row, namespaces: Mapping[str, Namespace]) -> Iterator[str | YouTubeId]:
     namespace = namespaces.get(row["source"].lower(), "none")
     if namespace in ("youtube", "both") and (clip := youtube_id(row["id"])):
-        yield row["id"], clip
+        yield clip
     if namespace in ("freesound", "both") and (number := freesound_id(row["id"])):
-        yield row["id"], number
+        yield number
 
 
 def _share_time(listed: YouTubeId, clip: YouTubeId, seconds: float) -> bool:
@@ -96,7 +103,7 @@ def read_id_list(path: Path, namespace: Literal["freesound", "youtube"], ids: Ev
 
     Raises `InputError` that names the line where a file is of another form or holds no id.
     """
-    before = _size(ids)
+    before = ids.read
     lines = list(_rows(path))
     header = _header(lines, namespace)
     if header is not None:
@@ -110,9 +117,9 @@ def read_id_list(path: Path, namespace: Literal["freesound", "youtube"], ids: Ev
             if found is None:
                 raise _wrong(path, number, fields, "a Freesound id, or a first line that names its column")
             ids.add_freesound(found, f"{path.name} line {number}")
-    if _size(ids) == before:
+    if ids.read == before:
         raise InputError(f"{path}: holds no id; expected a table of a dataset, or an id a line")
-    return _size(ids) - before
+    return ids.read - before
 
 
 def read_blacklist(path: Path, ids: EvaluationIds) -> int:
@@ -126,7 +133,7 @@ def read_blacklist(path: Path, ids: EvaluationIds) -> int:
         raise InputError(f"{path}: cannot be read as JSON ({error}); {_BLACKLIST}") from error
     if not isinstance(content, dict) or not {"AudioSet", "FreeSound"} & content.keys():
         raise InputError(f"{path}: names neither AudioSet nor FreeSound; {_BLACKLIST}")
-    before = _size(ids)
+    before = ids.read
     for collection, entries in content.items():
         if not isinstance(entries, list):
             raise InputError(f"{path}: {collection!r:.40} is a {type(entries).__name__}; {_BLACKLIST}")
@@ -141,11 +148,7 @@ def read_blacklist(path: Path, ids: EvaluationIds) -> int:
                 raise InputError(f"{path}, {collection}, entry {number}: {entry!r:.60} is no id of it; {_BLACKLIST}")
             else:
                 ids.unknown += 1
-    return _size(ids) - before
-
-
-def _size(ids: EvaluationIds) -> int:
-    return len(ids.freesound) + sum(map(len, ids.youtube.values()))
+    return ids.read - before
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:

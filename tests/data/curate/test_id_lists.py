@@ -77,6 +77,18 @@ def test_only_sources_of_the_namespace_match(tmp_path: Path) -> None:
     assert ids.find(row("laion", "123"), {"laion": "freesound"}, windows=False)
 
 
+def test_lists_that_share_ids_are_both_read(tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text("youtube_id,start_time,caption\n" + "-0_aB3xYz-_,30,A dog\n" * 5)
+    (tmp_path / "sounds.txt").write_text("123\n456\n")
+    ids = EvaluationIds()
+
+    for _ in range(2):
+        assert read_id_list(tmp_path / "test.csv", "youtube", ids) == 5
+        assert read_id_list(tmp_path / "sounds.txt", "freesound", ids) == 2
+    assert [len(clips) for clips in ids.youtube.values()] == [1]
+    assert ids.freesound == {"123": "sounds.txt line 1", "456": "sounds.txt line 2"}
+
+
 def test_wavcaps_blacklists(tmp_path: Path) -> None:
     path = tmp_path / "blacklist.json"
     path.write_text(json.dumps({"AudioSet": ["Y-0_aB3xYz-_.wav"], "FreeSound": [123, "456"], "BBC": ["NHU05"]}))
