@@ -110,9 +110,14 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     ]
     nothing = torch.zeros(0, 0, model.timestamp_embedding_size, device=model.device)
     embeddings = torch.cat(parts).float() if parts else nothing
+    times = timestamps(embeddings.shape[1]).to(model.device)
+    return embeddings, times.expand(len(embeddings), -1).contiguous()
+
+
+def timestamps(count: int) -> Tensor:
+    """Return the times of so many embeddings of one sound, float32 ``[count]`` in milliseconds."""
     middle = ((PATCH_SIDE - 1) * HOP + WINDOW) / 2
-    times = (torch.arange(embeddings.shape[1], device=model.device) * _PATCH_SAMPLES + middle) * (1000 / SAMPLE_RATE)
-    return embeddings, times.float().expand(len(embeddings), -1).contiguous()
+    return ((torch.arange(count) * _PATCH_SAMPLES + middle) * (1000 / SAMPLE_RATE)).float()
 
 
 def _parts(audio: Tensor, model: HearModel) -> list[Tensor]:
