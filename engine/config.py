@@ -59,9 +59,16 @@ class LoadingConfig:
     fixed_seconds: float = 0.0
     """Make every clip exactly this long: a longer one is cropped at a random place, a shorter one is followed by
     silence, which counts as sound. 0 leaves clips their own lengths."""
+    sources: tuple[str, ...] = ()
+    """Sources of the shards whose clips alone are drawn, by the names that `cacophony shards stats` lists: the first
+    folder of the packed path. None named takes all."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _require(
+            all(self.sources) and len(set(self.sources)) == len(self.sources),
+            f"data.sources is {', '.join(map(repr, self.sources))}; expected names of sources, each once",
+        )
         _require(
             self.fixed_seconds == 0.0 or self.fixed_seconds >= 0.2,
             f"data.fixed_seconds is {self.fixed_seconds}; expected at least 0.2, or 0 for clips of their own lengths",
