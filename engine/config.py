@@ -153,7 +153,7 @@ class ContrastiveObjectiveConfig:
     """Contrastive + captioning (paper, section III-B, eqs. 1 to 3)."""
 
     caption_weight: float = 1.0
-    """Weight λ of the captioning loss."""
+    """Weight λ of the captioning loss; at 0 the network has no caption decoder, nor does the checkpoint."""
     caption_reduction: Literal["caption", "token"] = "caption"
     """Average the captioning loss over each caption's tokens, then over captions, or over all tokens at once."""
     max_patches: int = 512
@@ -361,6 +361,11 @@ class ContrastiveRunConfig(RunConfig):
         """Check that captions fit the position table, and clips with their captions into a micro-batch."""
         super().__post_init__()
         patches, tokens = self.micro_batch_tokens, self.micro_batch_text_tokens
+        _require(
+            self.model.caption_layers > 0 or self.objective.caption_weight == 0.0,
+            f"model.caption_layers is 0, but objective.caption_weight is {self.objective.caption_weight}; set "
+            "objective.caption_weight to 0, or model.caption_layers to at least 1",
+        )
         _check_budget("micro_batch_tokens", patches, self.objective.max_patches, "objective.max_patches")
         _check_budget("micro_batch_text_tokens", tokens, self.data.max_text_tokens, "data.max_text_tokens")
         _require(

@@ -79,7 +79,7 @@ def ablation_stage2_fixed_length() -> ContrastiveRunConfig:
 
 
 def ablation_stage2_no_captioning() -> ContrastiveRunConfig:
-    """`ablation_stage2` on the contrastive loss alone (λ 0)."""
+    """`ablation_stage2` on the contrastive loss alone (λ 0): no caption decoder is made, trained or saved."""
     base = ablation_stage2()
     return replace(base, objective=replace(base.objective, caption_weight=0.0))
 

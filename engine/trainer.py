@@ -19,7 +19,7 @@ from ..kernels import backend
 from ..kernels.spans import listening, span
 from ..models.config_io import to_dict
 from ..models.model_directory import write_config, write_processor
-from .build import AnyUpdater, Config, build_model, build_objective, build_updater
+from .build import AnyUpdater, Config, build_model, build_objective, build_updater, network_config
 from .checkpoint import discard_unfinished
 from .checkpoint_writer import CheckpointWriter
 from .config import ContrastiveRunConfig, MaeRunConfig, Stage
@@ -145,7 +145,7 @@ def _train(task: _Task, shards: Shards, world: World, notes: list[str]) -> Finis
         if world.is_main:
             record = RunRecord(task.stage, config, str(task.data), shards.fingerprint, str(init) if init else None)
             write_record(out, record)
-            write_config(out, config.model)
+            write_config(out, network_config(config))
             discard_unfinished(out)
             if checkpoint:
                 publish_model(out, checkpoint)

@@ -118,6 +118,7 @@ def _zero_shot(layout: Layout[LabelCorpus]) -> Runner:
 def _captioning(layout: Layout[CaptionCorpus]) -> Runner:
     def run(subject: Subject, directory: Path, picture: Path) -> Outcome:
         _or_cannot_run(check_installed)
+        _or_cannot_run(subject.model.model.require_captions)
         result = evaluate_captioning(
             subject.model, layout.read(directory), Decoding(), store=subject.store, progress=subject.progress
         )
