@@ -58,7 +58,8 @@ class LoadingConfig:
     """Share of an epoch's clips that may be damaged, and are replaced by others, before the run stops."""
     fixed_seconds: float = 0.0
     """Make every clip exactly this long: a longer one is cropped at a random place, a shorter one is followed by
-    silence, which counts as sound. 0 leaves clips their own lengths."""
+    silence, which counts as sound. 0 leaves clips their own lengths, as the authors' published code does, which has no
+    other way (src/caco/dataset.py, commit 9e5cfce): what "fixed length" is in the paper's ablation is our reading."""
     sources: tuple[str, ...] = ()
     """Sources of the shards whose clips alone are drawn, by the names that `cacophony shards stats` lists: the first
     folder of the packed path. None named takes all."""
