@@ -62,11 +62,13 @@ class HearModel(nn.Module):
 def load_model(model_file_path: str | Path = "", *, fixed_seconds: float | None = None) -> HearModel:
     """Load the audio encoder of a model directory (a run of either stage, a converted checkpoint), on the host.
 
-    A sound is seen whole, whatever its length; in the authors' HEAR code (``src/eval/heareval``, commit 9e5cfce) so is one
-    up to a length that their list gives for each task; the slots behind a shorter one are masked, and of a longer one a
-    random subset of patches is seen. With ``fixed_seconds`` every sound is made exactly that long: the beginning of a longer
-    one, a shorter one followed by silence, which then counts as sound. That is how we read "fixed length" in the
-    paper's table XII: the authors' code has no such setting. Raises InputError where the path is no model directory or ``fixed_seconds`` is shorter than a patch.
+    A sound is seen whole, whatever its length. So it is in the authors' HEAR code (``src/eval/heareval``, commit
+    9e5cfce) up to a length that their list gives for each task: the slots behind a shorter one are masked, and of a
+    longer one a random subset of patches is seen. With ``fixed_seconds`` every sound is made exactly that long: the
+    beginning of a longer one, a shorter one followed by silence, which then counts as sound. That is how we read "fixed
+    length" in the paper's table XII; the authors' code has no such setting.
+
+    Raises InputError where the path is no model directory or ``fixed_seconds`` is shorter than a patch.
     """
     return HearModel(read_model(Path(model_file_path)), fixed_seconds)
 
