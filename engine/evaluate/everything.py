@@ -54,9 +54,12 @@ def find_tasks(data_root: Path, tasks: Sequence[Task] = TASKS) -> list[tuple[Tas
 
 
 def _folders(directory: Path, depth: int) -> Iterator[Path]:
-    """Yield the folders in ``directory``, and those in them, so many deep; files are not looked at one by one."""
-    with os.scandir(directory) as entries:
-        inside = [Path(entry.path) for entry in entries if entry.is_dir()]
+    """Yield the folders in ``directory`` that may be read, and those in them, so many deep."""
+    try:
+        with os.scandir(directory) as entries:
+            inside = [Path(entry.path) for entry in entries if entry.is_dir()]
+    except PermissionError:
+        return
     for folder in inside:
         yield folder
         if depth > 1:

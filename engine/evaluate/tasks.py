@@ -23,7 +23,7 @@ from .gap import Gap, evaluate_gap, measure_gap
 from .hear import HearModel
 from .hear_probe import PROBES, evaluate_hear
 from .hear_task import METADATA_FILE, read_task
-from .report import corpus_line
+from .report import corpus_line, corpus_record
 from .retrieval import evaluate_retrieval
 from .sound_events import require_sed_eval
 from .store import Store
@@ -189,16 +189,14 @@ def _gap(layout: Layout[CaptionCorpus]) -> Runner:
         umap = picture.with_name(f"{picture.stem}-umap.png")
         try:
             require_umap()
-        except InputError as reason:
-            notes.append(f"{umap.name} was not drawn: {reason}.")
-        else:
             embedding_map(umap, last.audio_embeddings, last.paired_text, None, PROJECTIONS["umap"])
             notes.append(f"Picture: {umap.name}.")
+        except InputError as reason:
+            notes.append(f"{umap.name} was not drawn: {reason}.")
         record = {
-            "dataset": corpus.dataset,
+            **corpus_record(corpus),
             "checkpoints": [{"step": step, "gap": value} for step, value in points],
             "gap": last.gap,
-            "clips": len(last.audio_embeddings),
             "captions": len(last.text_embeddings),
         }
         return Outcome(corpus_line(corpus), record, figures, tuple(notes))
