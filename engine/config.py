@@ -58,10 +58,18 @@ class LoadingConfig:
     """Share of an epoch's clips that may be damaged, and are replaced by others, before the run stops."""
     fixed_seconds: float = 0.0
     """Make every clip exactly this long: a longer one is cropped at a random place, a shorter one is followed by
-    silence, which counts as sound. 0 leaves clips their own lengths."""
+    silence, which counts as sound. 0 leaves clips their own lengths, as the authors' published code does, which has no
+    other way (src/caco/dataset.py, commit 9e5cfce): what "fixed length" is in the paper's ablation is our reading."""
+    sources: tuple[str, ...] = ()
+    """Sources of the shards whose clips alone are drawn, by the names that `cacophony shards stats` lists: the first
+    folder of the packed path. None named takes all."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _require(
+            all(self.sources) and len(set(self.sources)) == len(self.sources),
+            f"data.sources is {', '.join(map(repr, self.sources))}; expected names of sources, each once",
+        )
         _require(
             self.fixed_seconds == 0.0 or self.fixed_seconds >= 0.2,
             f"data.fixed_seconds is {self.fixed_seconds}; expected at least 0.2, or 0 for clips of their own lengths",
@@ -146,7 +154,7 @@ class ContrastiveObjectiveConfig:
     """Contrastive + captioning (paper, section III-B, eqs. 1 to 3)."""
 
     caption_weight: float = 1.0
-    """Weight λ of the captioning loss."""
+    """Weight λ of the captioning loss; at 0 the network has no caption decoder, nor does the checkpoint."""
     caption_reduction: Literal["caption", "token"] = "caption"
     """Average the captioning loss over each caption's tokens, then over captions, or over all tokens at once."""
     max_patches: int = 512
@@ -354,6 +362,11 @@ class ContrastiveRunConfig(RunConfig):
         """Check that captions fit the position table, and clips with their captions into a micro-batch."""
         super().__post_init__()
         patches, tokens = self.micro_batch_tokens, self.micro_batch_text_tokens
+        _require(
+            self.model.caption_layers > 0 or self.objective.caption_weight == 0.0,
+            f"model.caption_layers is 0, but objective.caption_weight is {self.objective.caption_weight}; set "
+            "objective.caption_weight to 0, or model.caption_layers to at least 1",
+        )
         _check_budget("micro_batch_tokens", patches, self.objective.max_patches, "objective.max_patches")
         _check_budget("micro_batch_text_tokens", tokens, self.data.max_text_tokens, "data.max_text_tokens")
         _require(

@@ -66,6 +66,8 @@ class ContrastiveCaptioning:
         self.config = config
         self.setting = Setting.of(run, world)
         self.dropout = dropout
+        self.captions = config.caption_weight > 0.0
+        """Whether there is a captioning loss: without one nothing is decoded."""
         self.max_text_tokens = run.data.max_text_tokens
         self.budgets = None
         if run.micro_batch_tokens:
@@ -121,7 +123,7 @@ class ContrastiveCaptioning:
         """Add this rank's share of the global batch's gradient, in three passes over the micro-batches.
 
         1. embed every micro-batch (with a graph where the stash keeps it); 2. InfoNCE over all ranks' embeddings gives
-        the gradient of each embedding; 3. embed again where nothing was kept, caption, and go backward.
+        the gradient of each embedding; 3. embed again where nothing was kept, caption unless λ is 0, and go backward.
         """
         assert isinstance(model, AudioText)
         world, keep = self.setting.world, self.config.stash > 0
@@ -140,25 +142,23 @@ class ContrastiveCaptioning:
             kept[number] = None
             rows = slice(start, start + len(encoded.audio_embedding))
             start = rows.stop
-            decoded = self._decode(model, micro, encoded)
-            micro_caption, decoded_gradient = self._caption_gradient(model, micro, decoded.detach())
+            outputs = [encoded.audio_embedding, encoded.text_embedding]
+            gradients = [
+                audio_gradient[rows].to(encoded.audio_embedding.dtype),
+                text_gradient[rows].to(encoded.text_embedding.dtype),
+            ]
+            if self.captions:
+                decoded = self._decode(model, micro, encoded)
+                micro_caption, decoded_gradient = self._caption_gradient(model, micro, decoded.detach())
+                captions.append(micro_caption)
+                outputs, gradients = [*outputs, decoded], [*gradients, decoded_gradient]
             with span(BACKWARD):
-                torch.autograd.backward(
-                    [encoded.audio_embedding, encoded.text_embedding, decoded],
-                    [
-                        audio_gradient[rows].to(encoded.audio_embedding.dtype),
-                        text_gradient[rows].to(encoded.text_embedding.dtype),
-                        decoded_gradient,
-                    ],
-                )
-            captions.append(micro_caption)
-        captioning = world.sum_(torch.stack(captions).sum())
-        losses = {
-            "loss": contrastive + self.config.caption_weight * captioning,
-            "contrastive": contrastive,
-            "captioning": captioning,
-            "logit_scale": model.logit_scale.value.detach().exp(),
-        }
+                torch.autograd.backward(outputs, gradients)
+        losses = {"loss": contrastive, "contrastive": contrastive}
+        if self.captions:
+            captioning = world.sum_(torch.stack(captions).sum())
+            losses |= {"loss": contrastive + self.config.caption_weight * captioning, "captioning": captioning}
+        losses["logit_scale"] = model.logit_scale.value.detach().exp()
         valid_tokens = sum(int(m.audio_lengths.sum() + m.text.lengths.sum()) for m in inputs)
         audio_lengths = torch.cat([micro.audio_lengths for micro in inputs])
         text_lengths = torch.cat([micro.text.lengths for micro in inputs])

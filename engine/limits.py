@@ -73,7 +73,7 @@ def measure_limits(config: Config, data: Path, *, part_seconds: float) -> Limits
             raise InputError(
                 f"batch_size {config.batch_size} is not divisible by {world.size} ranks; change batch_size"
             )
-        with Shards.open(data) as shards, backend.use_backend(config.backend):
+        with Shards.open(data, config.data.sources) as shards, backend.use_backend(config.backend):
             found = _measure(config, shards, world, part_seconds)
         return found if world.is_main else None
     finally:

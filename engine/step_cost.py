@@ -108,7 +108,8 @@ def recomputed_contrastive_flops(
     if by_hand:
         again += _recomputed(model.audio_encoder.blocks, patches, stash or 10)
         again += _recomputed(model.text_encoder.blocks, text_tokens, stash or 10)
-        again += _recomputed(model.caption_decoder.blocks, text_tokens, 10, patches)
+        if model.config.caption_layers:
+            again += _recomputed(model.caption_decoder.blocks, text_tokens, 10, patches)
     return again
 
 

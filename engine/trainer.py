@@ -3,7 +3,7 @@
 import contextlib
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ..kernels import backend
 from ..kernels.spans import listening, span
 from ..models.config_io import to_dict
 from ..models.model_directory import write_config, write_processor
-from .build import AnyUpdater, Config, build_model, build_objective, build_updater
+from .build import AnyUpdater, Config, build_model, build_objective, build_updater, network_config
 from .checkpoint import discard_unfinished
 from .checkpoint_writer import CheckpointWriter
 from .config import ContrastiveRunConfig, MaeRunConfig, Stage
@@ -107,9 +107,12 @@ def train(
         raise InputError(f"batch_size {config.batch_size} is not divisible by {world.size} ranks; change batch_size")
     with contextlib.ExitStack() as opened:
         with withdrawing(world):
-            shards = opened.enter_context(Shards.open(data))
+            shards = opened.enter_context(Shards.open(data, config.data.sources))
             if record is not None and record.data_fingerprint != shards.fingerprint:
-                raise InputError(f"{data}: is not the data that {out} was started with ({record.data})")
+                raise InputError(
+                    f"{data}: is not the data that {out} was started with ({record.data}, "
+                    f"{describe_sources(record.config.data.sources)}); continue with that"
+                )
         facts = run_facts(stage, config, shards.fingerprint, init, is_continued=record is not None)
         check_agreement(world, facts, config.timeout_seconds)
         with RankWatch(world, config.timeout_seconds) as watch, backend.use_backend(config.backend):
@@ -142,7 +145,7 @@ def _train(task: _Task, shards: Shards, world: World, notes: list[str]) -> Finis
         if world.is_main:
             record = RunRecord(task.stage, config, str(task.data), shards.fingerprint, str(init) if init else None)
             write_record(out, record)
-            write_config(out, config.model)
+            write_config(out, network_config(config))
             discard_unfinished(out)
             if checkpoint:
                 publish_model(out, checkpoint)
@@ -266,6 +269,11 @@ def _going_on(log: RunLog) -> Iterator[None]:
         yield
     except OSError as error:
         log.say(f"the log could not be written ({error})")
+
+
+def describe_sources(sources: Sequence[str]) -> str:
+    """Say of which sources the clips are drawn."""
+    return f"sources {', '.join(sources)}" if sources else "all sources"
 
 
 def loader_config(config: Config, device: torch.device) -> LoaderConfig:
