@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from cacophony.kernels.choose_patches import keep_at_most
 from cacophony.kernels.layout import LayoutName, Packed, unpad
 from cacophony.kernels.log_mel import Spectrogram, log_mel, mel_matrix
-from cacophony.kernels.patch_mask import MaskedPatches, keep_at_most, patch_mask
+from cacophony.kernels.patch_mask import MaskedPatches, patch_mask
 
 from .clips import NAMES, TONAL, batch
 from .support import CPU, golden, run_on

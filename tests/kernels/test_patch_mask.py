@@ -8,14 +8,13 @@ import pytest
 import torch
 from cacophony.kernels.accuracy import named_tensors
 from cacophony.kernels.backend import use_backend
+from cacophony.kernels.choose_patches import keep_at_most, keep_fraction
 from cacophony.kernels.counter_rng import fold, random_bits, root_key
 from cacophony.kernels.layout import LayoutName, Packed, Padded, Patches, pack
 from cacophony.kernels.patch_mask import (
     SPEC,
     MaskedPatches,
     argsort_masking,
-    keep_at_most,
-    keep_fraction,
     patch_mask,
     patch_mask_reference,
 )
