@@ -22,10 +22,10 @@ CACOPHONY_EXPORT const char* cacophony_cpu_instructions();
 CACOPHONY_EXPORT void cacophony_log_mel_cpu(const void* wave, int is_int16, const int64_t* wave_offsets,
                                             const int64_t* frame_offsets, int64_t clips, int threads, float* out);
 
-// The same frames as patches of 16 frames by 16 bands: clip c has those numbered [patch_offsets[c], patch_offsets[c + 1]),
-// eight of a column after those of the column before; what is left of a clip behind its last whole column is in none.
-// Patch n becomes row rows[n] of `out`, 256 floats, and is left out where that is not in [0, count). A column of which no
-// patch is wanted is not computed; a row that is no patch's stays as it is; no two patches may have the same.
+// The same frames as patches of 16 frames by 16 bands, a column of eight after another: clip c has patches
+// [patch_offsets[c], patch_offsets[c + 1]), and the frames behind its last whole column are in none. Patch n becomes row
+// rows[n] of `out`, 256 floats frame after frame; it is left out where that is not in [0, count). A column of which no
+// patch is wanted is not computed, a row that is no patch's stays as it is, and no two patches may have the same row.
 CACOPHONY_EXPORT void cacophony_log_mel_patches_cpu(const void* wave, int is_int16, const int64_t* wave_offsets,
                                                     const int64_t* patch_offsets, int64_t clips, const int32_t* rows,
                                                     int64_t count, int threads, float* out);

@@ -186,7 +186,8 @@ bool check_all(const char* type) {
       });
     };
   };
-  for (const int threads : {1, 3}) good &= check(std::to_string(threads) + " threads " + type, batch, on_threads(threads));
+  for (const int threads : {1, 3})
+    good &= check(std::to_string(threads) + " threads " + type, batch, on_threads(threads));
   good &= check_patches(std::string("threads ") + type, batch, on_threads(1),
                         [&](const std::vector<int64_t>& offsets, const Wanted& wanted, float* out) {
                           cacophony_log_mel_patches_cpu(batch.wave.data(), integer, batch.wave_offsets.data(),
