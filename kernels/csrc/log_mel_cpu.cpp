@@ -51,15 +51,16 @@ std::vector<Chunk> cut(const int64_t* offsets, int64_t units, int64_t clips, int
   return chunks;
 }
 
-// Calls `compute` on every chunk, on at most `threads` threads, the caller's one of them.
+// Calls `compute` on every chunk, on at most `threads` threads, the caller's one of them; fewer where `frames` in all
+// are not worth so many.
 template <class Compute>
-void share(const std::vector<Chunk>& chunks, int threads, const Compute& compute) {
+void share(const std::vector<Chunk>& chunks, int64_t frames, int threads, const Compute& compute) {
   std::atomic<size_t> next{0};
   const auto work = [&] {
     for (size_t i = next++; i < chunks.size(); i = next++) compute(chunks[i]);
   };
   std::vector<std::thread> helpers;
-  const int64_t wanted = std::min<int64_t>(threads, chunks.size());
+  const int64_t wanted = std::min<int64_t>(threads, frames / kChunkFrames);
   try {
     for (int64_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
   } catch (const std::system_error&) {
@@ -87,7 +88,8 @@ const char* cacophony_cpu_instructions() { return instructions().name; }
 
 void cacophony_log_mel_cpu(const void* wave, int is_int16, const int64_t* wave_offsets, const int64_t* frame_offsets,
                            int64_t clips, int threads, float* out) {
-  share(cut(frame_offsets, 1, clips, kChunkFrames), threads, [&](const Chunk& chunk) {
+  const std::vector<Chunk> chunks = cut(frame_offsets, 1, clips, kChunkFrames);
+  share(chunks, frame_offsets[clips], threads, [&](const Chunk& chunk) {
     instructions().compute(clip_of(wave, is_int16, wave_offsets, chunk.clip), chunk.first, chunk.count,
                            out + (frame_offsets[chunk.clip] + chunk.first) * kBands);
   });
@@ -97,7 +99,8 @@ void cacophony_log_mel_patches_cpu(const void* wave, int is_int16, const int64_t
                                    const int64_t* patch_offsets, int64_t clips, const int32_t* rows, int64_t count,
                                    int threads, float* out) {
   const auto is_wanted = [=](int32_t row) { return 0 <= row && row < count; };
-  share(cut(patch_offsets, kColumnPatches, clips, kChunkFrames / kPatchSide), threads, [&](const Chunk& chunk) {
+  const std::vector<Chunk> chunks = cut(patch_offsets, kColumnPatches, clips, kChunkFrames / kPatchSide);
+  share(chunks, patch_offsets[clips] / kColumnPatches * kPatchSide, threads, [&](const Chunk& chunk) {
     const Clip clip = clip_of(wave, is_int16, wave_offsets, chunk.clip);
     float frames[kPatchSide * kBands];
     for (int64_t column = chunk.first; column < chunk.first + chunk.count; ++column) {

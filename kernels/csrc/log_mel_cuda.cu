@@ -37,7 +37,10 @@ int cacophony_log_mel_cuda(const void* wave, int is_int16, const int64_t* wave_o
   const auto launch = [&](auto* samples) {
     log_mel_kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(samples, wave_offsets, frame_offsets, out);
   };
-  is_int16 ? launch(static_cast<const int16_t*>(wave)) : launch(static_cast<const float*>(wave));
+  if (is_int16)
+    launch(static_cast<const int16_t*>(wave));
+  else
+    launch(static_cast<const float*>(wave));
   return cudaGetLastError();
 }
 
@@ -52,6 +55,9 @@ int cacophony_log_mel_patches_cuda(const void* wave, int is_int16, const int64_t
     log_mel_patches_kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(samples, wave_offsets,
                                                                                      patch_offsets, rows, count, out);
   };
-  is_int16 ? launch(static_cast<const int16_t*>(wave)) : launch(static_cast<const float*>(wave));
+  if (is_int16)
+    launch(static_cast<const int16_t*>(wave));
+  else
+    launch(static_cast<const float*>(wave));
   return cudaGetLastError();
 }

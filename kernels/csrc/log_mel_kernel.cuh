@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     for (int patch = 0; patch < kColumnPatches; ++patch) {
       const int32_t row = __ldg(own_rows + patch);
       if (is_wanted(row, count))
-        out[int64_t{row} * kPatchPixels + threadIdx.x] =
+        out[int64_t{row} * kPatchPixels + in_tile * kPatchSide + t] =
             scaled_log(mel_band(kTables, patch * kPatchSide + t, scratch));
     }
   }

@@ -22,7 +22,9 @@ from torch import Tensor
 
 EDGE_LENGTHS = [0, 1, 160, 161, 2400, 2401, 2560, 2561, 4960, 4961, 8000]
 
-needs_native = pytest.mark.skipif(native_library("cpu").handle is None, reason=native_library("cpu").about)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+LIBRARY = native_library("cuda" if torch.cuda.is_available() else "cpu")
+needs_native = pytest.mark.skipif(LIBRARY.handle is None, reason=LIBRARY.about)
 
 
 @pytest.fixture(params=["reference", pytest.param("fused", marks=needs_native)])
@@ -35,7 +37,7 @@ def asked(request: pytest.FixtureRequest) -> Iterator[Backend]:
 def noise(lengths: list[int], dtype: torch.dtype = torch.int16, seed: int = 0) -> tuple[Tensor, Tensor]:
     wave = torch.randn(sum(lengths), generator=torch.Generator().manual_seed(seed)) * 0.1
     wave = (wave * 32768).to(torch.int16) if dtype == torch.int16 else wave.to(dtype)
-    return wave, torch.tensor([0, *lengths]).cumsum(0)
+    return wave.to(DEVICE), torch.tensor([0, *lengths]).cumsum(0)
 
 
 def pixels(spectrogram: Spectrogram) -> Tensor:
@@ -68,10 +70,10 @@ def test_every_patch_is_the_spectrograms_bit_for_bit_in_its_row(
     random.shuffle(order)
     rows = [row * unit + i for row in order[: len(expected) // unit] for i in range(unit)]
     count = len(expected) * percent // 100
-    found = log_mel_patches(wave, offsets, torch.tensor(rows, dtype=torch.int32), count)
+    found = log_mel_patches(wave, offsets, torch.tensor(rows, dtype=torch.int32, device=DEVICE), count)
     assert found.shape == (count, 256)
     for row, patch in enumerate(found):
-        assert torch.equal(patch, expected[rows.index(row)] if row in rows else torch.zeros(256))
+        assert torch.equal(patch, expected[rows.index(row)] if row in rows else torch.zeros(256, device=DEVICE))
 
 
 @pytest.mark.usefixtures("asked", "poison")
@@ -79,7 +81,7 @@ def test_every_patch_is_the_spectrograms_bit_for_bit_in_its_row(
 def test_all_patches_as_they_come_leave_nothing_unwritten(dtype: torch.dtype) -> None:
     wave, offsets = noise([8000, 0, 2400, 30_000, 2401], dtype)
     patches = int(num_patches(offsets.diff()).sum())
-    found = log_mel_patches(wave, offsets, torch.arange(patches, dtype=torch.int32), patches, gaps=False)
+    found = log_mel_patches(wave, offsets, torch.arange(patches, dtype=torch.int32, device=DEVICE), patches, gaps=False)
     assert torch.equal(found, pixels(log_mel(wave, offsets)))
 
 
@@ -103,8 +105,8 @@ def test_chosen_patches_are_the_masked_spectrograms(layout: LayoutName, limit: i
 def test_a_column_of_which_nothing_is_wanted_is_not_looked_at() -> None:
     """No NaN of another column gets into a wanted one, and what lies there changes no bit."""
     wave, offsets = noise([16 * 160 * 4], torch.float32)
-    rows = torch.full((32,), -1, dtype=torch.int32)
-    rows[8:16] = torch.arange(8, dtype=torch.int32).flip(0)
+    rows = torch.full((32,), -1, dtype=torch.int32, device=DEVICE)
+    rows[8:16] = torch.arange(8, dtype=torch.int32, device=DEVICE).flip(0)
     clean = log_mel_patches(wave, offsets, rows, 8)
     wave[31 * 160 + 512 :] = float("nan")  # frame 31 is the last of column 1
     wave[:2560] = float("nan")
@@ -115,7 +117,7 @@ def test_a_column_of_which_nothing_is_wanted_is_not_looked_at() -> None:
 def test_the_number_of_threads_changes_no_bit() -> None:
     wave, offsets = noise([90_000, 1, 0, 41_234, 2700])
     patches = int(num_patches(offsets.diff()).sum())
-    rows = torch.randperm(patches, generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    rows = torch.randperm(patches, generator=torch.Generator().manual_seed(0)).to(DEVICE, torch.int32)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5):
@@ -130,11 +132,11 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 
 def test_float64_is_the_references_alone_and_exact() -> None:
     wave, offsets = noise([8000], torch.float64)
-    rows = torch.arange(24, dtype=torch.int32)
+    rows = torch.arange(24, dtype=torch.int32, device=DEVICE)
     found = log_mel_patches(wave, offsets, rows, 24)
     assert found.dtype == torch.float64
     assert torch.equal(found, pixels(log_mel(wave, offsets)))
-    if native_library("cpu").handle is not None:
+    if LIBRARY.handle is not None:
         with use_backend("fused"), pytest.raises(ValueError, match=r"log_mel_patches: wave has dtype torch.float64"):
             log_mel_patches(wave, offsets, rows, 24)
 
@@ -142,14 +144,14 @@ def test_float64_is_the_references_alone_and_exact() -> None:
 def test_the_reference_has_a_gradient_and_fused_refuses_it() -> None:
     wave, offsets = noise([8000], torch.float32)
     wave.requires_grad_()
-    rows = torch.full((24,), -1, dtype=torch.int32)
-    rows[8:16] = torch.arange(8, dtype=torch.int32)
+    rows = torch.full((24,), -1, dtype=torch.int32, device=DEVICE)
+    rows[8:16] = torch.arange(8, dtype=torch.int32, device=DEVICE)
     log_mel_patches_reference(wave, offsets, rows, 8).sum().backward()
     assert wave.grad is not None
     touched = wave.grad.nonzero()[:, 0]
     assert int(touched.min()) >= 2560
     assert int(touched.max()) < 2560 + 15 * 160 + 400
-    if native_library("cpu").handle is not None:
+    if LIBRARY.handle is not None:
         with use_backend("fused"), pytest.raises(ValueError, match="log_mel_patches: wave asks for its gradient"):
             log_mel_patches(wave, offsets, rows, 8)
 
@@ -163,13 +165,13 @@ def test_on_meta_it_has_the_shape_of_the_fused_result() -> None:
 
 
 def test_without_its_library_it_is_the_reference_and_fused_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    reason = {"cpu": "its library was not built"}
+    reason = {DEVICE.type: "its library was not built"}
     absent = backend.Op("log_mel_patches", log_mel_patches_reference, {}, needs_triton=False, absent=reason)
     monkeypatch.setitem(backend._ops, "log_mel_patches", absent)
     wave, offsets = noise([2401])
-    rows = torch.arange(8, dtype=torch.int32)
+    rows = torch.arange(8, dtype=torch.int32, device=DEVICE)
     assert torch.equal(log_mel_patches(wave, offsets, rows, 8), log_mel_patches_reference(wave, offsets, rows, 8))
-    with use_backend("fused"), pytest.raises(InputError, match=r"log_mel_patches on cpu: its library was not built"):
+    with use_backend("fused"), pytest.raises(InputError, match=r"log_mel_patches on \w+: its library was not built"):
         log_mel_patches(wave, offsets, rows, 8)
 
 
