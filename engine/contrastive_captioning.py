@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from ..data.batch import AudioTextBatch
 from ..kernels.caption_loss import caption_loss_and_gradients
+from ..kernels.choose_patches import keep_at_most
 from ..kernels.dropout import DropoutKey
 from ..kernels.fill import Budget, budgets, fill_layout, fill_patches, fill_rows
 from ..kernels.info_nce_ranks import info_nce_across_ranks
 from ..kernels.layout import Layout, Packed, Patches, pad, padded_layout
 from ..kernels.log_mel import num_patches
-from ..kernels.patch_mask import keep_at_most
 from ..kernels.precision import at_least_float32
 from ..kernels.spans import span
 from ..models.audio_text import AudioText
@@ -88,9 +88,8 @@ class ContrastiveCaptioning:
             seen = keep_at_most(num_patches(batch.wave_lengths), self.config.max_patches)
             limits = [(seen, self.budgets[0].tokens), (batch.token_lengths, self.budgets[1].tokens)]
         for micro in setting.micro_batches(batch, limits):
-            spectrogram = setting.spectrogram(micro)
-            keep = keep_at_most(spectrogram.patch_counts, self.config.max_patches)
-            audio = setting.mask(spectrogram, keep, micro, step).kept
+            keep = keep_at_most(setting.patch_counts(micro), self.config.max_patches)
+            audio = setting.kept(micro, keep, step)
             captions = self._captions(micro, global_clips, global_targets)
             sample_index = micro.sample_index
             if self.budgets:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..kernels.patch_mask import keep_at_most, keep_fraction
+from ..kernels.choose_patches import keep_at_most, keep_fraction
 from ..models.audio_mae import AudioMAE
 from ..models.audio_text import AudioText
 from ..models.block import PostNormBlock, PreNormBlock

@@ -14,10 +14,10 @@ from typing import Literal
 
 import torch
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """Of ``csrc/native.h``."""
 
-_NEEDS = {"cpu": "a C++ compiler (GCC or Clang)", "cuda": "nvcc"}
+_NEEDS: dict[Literal["cpu", "cuda"], str] = {"cpu": "a C++ compiler (GCC or Clang)", "cuda": "nvcc"}
 _pointer, _integer, _long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 
 
@@ -48,6 +48,16 @@ def native_library(device_type: Literal["cpu", "cuda"]) -> NativeLibrary:
     return load_library(device_type, path)
 
 
+def native_devices() -> list[Literal["cpu", "cuda"]]:
+    """Return the types of device there is a library for."""
+    return [device for device in _NEEDS if native_library(device).handle is not None]
+
+
+def why_not() -> dict[str, str]:
+    """Return the types of device there is no library for, each with the reason."""
+    return {device: native_library(device).about for device in _NEEDS if native_library(device).handle is None}
+
+
 def library_path(device_type: Literal["cpu", "cuda"]) -> Path | None:
     """Return where the library is; None where it was not built.
 
@@ -76,6 +86,10 @@ def _cpu(handle: ctypes.CDLL) -> NativeLibrary:
     handle.cacophony_cpu_instructions.restype = ctypes.c_char_p
     handle.cacophony_log_mel_cpu.argtypes = [_pointer, _integer, _pointer, _pointer, _long, _integer, _pointer]
     handle.cacophony_log_mel_cpu.restype = None
+    handle.cacophony_log_mel_patches_cpu.argtypes = [
+        *(_pointer, _integer, _pointer, _pointer, _long, _pointer, _long, _integer, _pointer),
+    ]
+    handle.cacophony_log_mel_patches_cpu.restype = None
     return NativeLibrary(handle, f"instruction set {handle.cacophony_cpu_instructions().decode()}")
 
 
@@ -91,5 +105,9 @@ def _cuda(handle: ctypes.CDLL) -> NativeLibrary:
     handle.cacophony_log_mel_cuda.argtypes = [
         *(_pointer, _integer, _pointer, _pointer, _long, _long),
         *(_pointer, _integer, _pointer),
+    ]
+    handle.cacophony_log_mel_patches_cuda.argtypes = [
+        *(_pointer, _integer, _pointer, _pointer, _long, _long),
+        *(_pointer, _long, _pointer, _integer, _pointer),
     ]
     return NativeLibrary(handle, f"CUDA {runtime.value // 1000}.{runtime.value % 1000 // 10}")

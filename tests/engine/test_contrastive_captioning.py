@@ -15,10 +15,11 @@ from cacophony.engine.contrastive_captioning import ContrastiveCaptioning
 from cacophony.engine.distributed import World
 from cacophony.engine.objective import Report
 from cacophony.errors import InputError
+from cacophony.kernels.choose_patches import keep_at_most
 from cacophony.kernels.dropout import DropoutKey
 from cacophony.kernels.layout import Packed, pad, padded_layout
 from cacophony.kernels.log_mel import log_mel
-from cacophony.kernels.patch_mask import keep_at_most, patch_mask
+from cacophony.kernels.patch_mask import patch_mask
 from cacophony.models.audio_text import AudioText
 from cacophony.models.by_hand import Stash
 from cacophony.models.layers import init_weights

@@ -16,8 +16,8 @@ from cacophony.engine.config import ContrastiveRunConfig, MaeRunConfig, UpdateCo
 from cacophony.engine.distributed import World
 from cacophony.engine.step_cost import gradient_flops
 from cacophony.engine.trainer import make_step
+from cacophony.kernels.choose_patches import keep_at_most, keep_fraction
 from cacophony.kernels.log_mel import log_mel, num_patches
-from cacophony.kernels.patch_mask import keep_at_most, keep_fraction
 from cacophony.models.audio_mae import AudioMAE
 from cacophony.models.audio_text import AudioText
 from cacophony.models.layers import init_weights
