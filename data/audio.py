@@ -4,6 +4,7 @@ What a file claims about itself is not trusted: it is decoded in blocks, resampl
 early is refused, also where libsndfile would shorten it in silence.
 """
 
+import contextlib
 import io
 import math
 import os
@@ -16,6 +17,7 @@ import soundfile as sf
 import soxr
 
 from ..errors import InputError
+from .flac import decode_stretch, flac_info, flac_library
 from .ogg import ogg_is_whole
 
 SAMPLE_RATE = 16_000
@@ -127,16 +129,29 @@ def encode_flac_int16(wave: np.ndarray) -> bytes:
 def decode_flac_int16(data: bytes, start: int = 0, frames: int = -1) -> np.ndarray[Any, np.dtype[np.int16]]:
     """Samples `start` to `start + frames` (-1: to the end) of 16 kHz mono FLAC bytes, int16 `[frames]`; seeks.
 
+    Decoded by the native library where it was built and the stream is one of its own (see `flac`), else by soundfile.
     Raises `AudioError` when the bytes are not 16 kHz mono audio, are damaged, or hold fewer samples than asked for.
     """
+    if flac_library().handle is not None:
+        info = flac_info(data)
+        stop = info.samples if frames < 0 else start + frames
+        if info.is_native and info.rate == SAMPLE_RATE and _is_within(start, stop, info.samples):
+            with contextlib.suppress(ValueError):
+                return decode_stretch(data, start, stop - start)
+    return decode_flac_by_soundfile(data, start, frames)
+
+
+def decode_flac_by_soundfile(
+    data: bytes, start: int = 0, frames: int = -1
+) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """What `decode_flac_int16` returns and raises, decoded by soundfile."""
     name = "FLAC member"
     try:
         with sf.SoundFile(io.BytesIO(data)) as file:
             if (file.format, file.samplerate, file.channels) != ("FLAC", SAMPLE_RATE, 1):
                 raise AudioError(name, f"{file.format} at {file.samplerate} Hz with {file.channels} channels")
             stop = file.frames if frames < 0 else start + frames
-            # The header may claim any length: nothing is allocated for more than a clip can hold.
-            if not 0 <= start <= stop <= file.frames or stop - start > _MAX_MEMBER_FRAMES:
+            if not _is_within(start, stop, file.frames):
                 raise AudioError(name, f"samples {start} to {stop} asked for, {file.frames} declared")
             file.seek(start)
             wave = np.asarray(file.read(stop - start, dtype="int16"), np.int16)
@@ -145,6 +160,11 @@ def decode_flac_int16(data: bytes, start: int = 0, frames: int = -1) -> np.ndarr
     if len(wave) != stop - start:
         raise AudioError(name, TRUNCATED)
     return wave
+
+
+def _is_within(start: int, stop: int, declared: int) -> bool:
+    """Whether a stretch lies in the samples that a header declares, and may be allocated: it may claim any length."""
+    return 0 <= start <= stop <= declared and stop - start <= _MAX_MEMBER_FRAMES
 
 
 def _open(path: str | os.PathLike[str]) -> _Forward:
