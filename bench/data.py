@@ -24,7 +24,7 @@ from ..data.dali import DaliDecoder
 from ..data.frontend import DaliLogMel
 from ..data.loader import Loader, LoaderConfig
 from ..data.pack import MAX_SECONDS, MIN_SECONDS, pack
-from ..data.packing import pack_waves
+from ..data.packing import allocate, copy_waves
 from ..data.shards import Clip, Shards
 from ..data.synthesis import BACKGROUNDS, MOTIONS, PITCHES, RHYTHMS, SAMPLE_RATE, SOURCES, Scene, render_scene
 from ..engine.stopwatch import synchronise
@@ -246,8 +246,9 @@ class _Stages:
         return self._batch
 
     def _batch(self) -> AudioTextBatch:
-        packed = pack_waves(self.waves, [0] * len(self.waves), self.frames, pin_memory=self.device.type == "cuda")
-        return collate_packed(*packed, [clip.index for clip in self.clips], None)
+        packed, offsets = allocate(self.frames, pin_memory=self.device.type == "cuda")
+        copy_waves(self.waves, packed.numpy(), offsets[:-1].tolist())
+        return collate_packed(packed, offsets, [clip.index for clip in self.clips], None)
 
     def _copy(self) -> Callable[[], Any]:
         if self.device.type == "cpu":

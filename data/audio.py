@@ -17,7 +17,7 @@ import soundfile as sf
 import soxr
 
 from ..errors import InputError
-from .flac import decode_stretch, flac_info, flac_library
+from .flac import decode_native, is_within, native_samples
 from .ogg import ogg_is_whole
 
 SAMPLE_RATE = 16_000
@@ -45,7 +45,6 @@ _SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND|riff|Riff size)\s*:\s*(\d+) \(shoul
 _STREAMED_BYTES = 0x7FFF_0000
 # One MPEG frame: encoders disagree by that much on the count of a whole file.
 _MPEG_FRAME = 1_152
-_MAX_MEMBER_FRAMES = 3_600 * SAMPLE_RATE
 
 
 class AudioError(InputError):
@@ -129,21 +128,18 @@ def encode_flac_int16(wave: np.ndarray) -> bytes:
 def decode_flac_int16(data: bytes, start: int = 0, frames: int = -1) -> np.ndarray[Any, np.dtype[np.int16]]:
     """Samples `start` to `start + frames` (-1: to the end) of 16 kHz mono FLAC bytes, int16 `[frames]`; seeks.
 
-    Decoded by the native library where it was built and the stream is one of its own (see `flac`), else by soundfile.
-    Raises `AudioError` when the bytes are not 16 kHz mono audio, are damaged, or hold fewer samples than asked for.
+    Decoded by the native library where that takes the stream (see `flac`), else by soundfile. Raises `AudioError` when
+    the bytes are not 16 kHz mono audio, are damaged, or hold fewer samples than asked for.
     """
-    if flac_library().handle is not None:
-        info = flac_info(data)
-        stop = info.samples if frames < 0 else start + frames
-        if info.is_native and info.rate == SAMPLE_RATE and _is_within(start, stop, info.samples):
-            with contextlib.suppress(ValueError):
-                return decode_stretch(data, start, stop - start)
+    declared = native_samples(data)
+    stop = declared if frames < 0 else start + frames
+    if is_within(start, stop, declared):
+        with contextlib.suppress(ValueError):
+            return decode_native(data, start, stop - start)
     return decode_flac_by_soundfile(data, start, frames)
 
 
-def decode_flac_by_soundfile(
-    data: bytes, start: int = 0, frames: int = -1
-) -> np.ndarray[Any, np.dtype[np.int16]]:
+def decode_flac_by_soundfile(data: bytes, start: int = 0, frames: int = -1) -> np.ndarray[Any, np.dtype[np.int16]]:
     """What `decode_flac_int16` returns and raises, decoded by soundfile."""
     name = "FLAC member"
     try:
@@ -151,7 +147,7 @@ def decode_flac_by_soundfile(
             if (file.format, file.samplerate, file.channels) != ("FLAC", SAMPLE_RATE, 1):
                 raise AudioError(name, f"{file.format} at {file.samplerate} Hz with {file.channels} channels")
             stop = file.frames if frames < 0 else start + frames
-            if not _is_within(start, stop, file.frames):
+            if not is_within(start, stop, file.frames):
                 raise AudioError(name, f"samples {start} to {stop} asked for, {file.frames} declared")
             file.seek(start)
             wave = np.asarray(file.read(stop - start, dtype="int16"), np.int16)
@@ -160,11 +156,6 @@ def decode_flac_by_soundfile(
     if len(wave) != stop - start:
         raise AudioError(name, TRUNCATED)
     return wave
-
-
-def _is_within(start: int, stop: int, declared: int) -> bool:
-    """Whether a stretch lies in the samples that a header declares, and may be allocated: it may claim any length."""
-    return 0 <= start <= stop <= declared and stop - start <= _MAX_MEMBER_FRAMES
 
 
 def _open(path: str | os.PathLike[str]) -> _Forward:

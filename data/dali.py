@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import InputError
+from .flac import Stretch
+from .packing import copy_waves
 
 _log = logging.getLogger(__name__)
 
@@ -37,34 +39,38 @@ class DaliDecoder:
         self._threads = threads
         self._pipeline: Any = self._build()
 
-    def accepts(self, samples: int, frames: int) -> bool:
+    def accepts(self, stretch: Stretch) -> bool:
         """Whether decoding the whole clip is cheaper than seeking to the crop."""
-        return samples <= _MAX_DECODED_PER_WANTED * frames
+        return stretch.samples <= _MAX_DECODED_PER_WANTED * stretch.frames
 
-    def decode(self, members: Sequence[bytes]) -> list[np.ndarray | None]:
-        """Decode FLAC members (mono PCM_16) to int16 `[n]`, views of DALI's memory.
+    def decode(self, stretches: Sequence[Stretch], packed: np.ndarray, places: Sequence[int]) -> list[bool]:
+        """Decode FLAC members (mono PCM_16) and copy the stretches to `packed` (int16 `[S]`), each to its place.
 
-        One that DALI refuses ends its pipeline: it is built anew, and all clips of that run are None, which is logged.
+        One that DALI refuses ends its pipeline: it is built anew, and all clips of that run are False, which is logged.
         """
-        waves: list[np.ndarray | None] = []
-        for first in range(0, len(members), _CLIPS_PER_RUN):
-            run = members[first : first + _CLIPS_PER_RUN]
+        right: list[bool] = []
+        for first in range(0, len(stretches), _CLIPS_PER_RUN):
+            run = stretches[first : first + _CLIPS_PER_RUN]
             try:
-                waves += self._run(run)
+                right += self._run(run, packed, places[first : first + _CLIPS_PER_RUN])
             except RuntimeError as error:
                 _log.warning("DALI refused %d clips (%s); the loader's threads decode them", len(run), _reason(error))
-                waves += [None] * len(run)
+                right += [False] * len(run)
                 self._pipeline = self._build()
-        return waves
+        return right
 
     def close(self) -> None:
         """Free the pipeline; the decoder cannot be used again."""
         self._pipeline = None
 
-    def _run(self, members: Sequence[bytes]) -> list[np.ndarray | None]:
-        self._pipeline.feed_input("flac", [np.frombuffer(member, np.uint8) for member in members])
+    def _run(self, stretches: Sequence[Stretch], packed: np.ndarray, places: Sequence[int]) -> list[bool]:
+        self._pipeline.feed_input("flac", [np.frombuffer(stretch.flac, np.uint8) for stretch in stretches])
         (decoded,) = self._pipeline.run()
-        return [_mono(np.from_dlpack(wave)) for wave in decoded]
+        waves = [np.from_dlpack(wave) for wave in decoded]
+        right = [wave.shape == (stretch.samples, 1) for wave, stretch in zip(waves, stretches, strict=True)]
+        kept = [b for b, is_right in enumerate(right) if is_right]
+        copy_waves([_cut(waves[b], stretches[b]) for b in kept], packed, [places[b] for b in kept])
+        return right
 
     def _build(self) -> Any:
         dali = importlib.import_module("nvidia.dali")
@@ -118,6 +124,6 @@ def _reason(error: RuntimeError) -> str:
     return _first_line(report.partition("encountered:")[2] or report)
 
 
-def _mono(wave: np.ndarray) -> np.ndarray | None:
-    """The only channel of `[n, 1]`, None where there are more."""
-    return wave.reshape(-1) if wave.shape[1:] == (1,) else None
+def _cut(wave: np.ndarray, stretch: Stretch) -> np.ndarray:
+    """The stretch of a whole wave `[n, 1]`."""
+    return wave.reshape(-1)[stretch.start : stretch.start + stretch.frames]

@@ -16,6 +16,7 @@
 namespace cacophony {
 namespace {
 
+constexpr int32_t kRate = 16000;
 // Fewer bytes hold no frame, and no block is longer: what a length in a header is measured by.
 constexpr int64_t kMinFrameBytes = 10;
 // Of a search by halves, after which it is no search any more.
@@ -176,11 +177,15 @@ class Decoder {
   int64_t block_ = 0;
 };
 
+bool open_stream(const uint8_t* data, int64_t size, Stream* stream) {
+  return read_stream_info(data, static_cast<uint64_t>(size), stream) && stream->rate == kRate &&
+         stream->channels == 1 && (stream->bits == 8 || stream->bits == 16) && stream->samples > 0 &&
+         stream->samples <= (size / kMinFrameBytes + 1) * kMaxBlock;
+}
+
 Status decode(const uint8_t* data, int64_t size, int64_t start, int64_t count, int16_t* out) {
   Stream stream;
-  if (!read_stream_info(data, static_cast<uint64_t>(size), &stream)) return kNotThisDecoder;
-  if (stream.channels != 1 || (stream.bits != 8 && stream.bits != 16) || stream.samples == 0) return kNotThisDecoder;
-  if (stream.samples > (size / kMinFrameBytes + 1) * kMaxBlock) return kEndsEarly;
+  if (!open_stream(data, size, &stream)) return kNotTaken;
   if (start < 0 || count < 0 || start > stream.samples || count > stream.samples - start) return kOutside;
   thread_local Rows rows;
   return Decoder(stream, &rows).decode(start, start + count, out);
@@ -195,10 +200,9 @@ int cacophony_flac_abi() { return kFlacAbiVersion; }
 
 const char* cacophony_flac_instructions() { return loops().name; }
 
-void cacophony_flac_info(const uint8_t* data, int64_t size, FlacInfo* info) {
-  Stream stream{};
-  read_stream_info(data, static_cast<uint64_t>(size), &stream);
-  *info = {stream.samples, stream.rate, stream.channels, stream.bits};
+int64_t cacophony_flac_samples(const uint8_t* data, int64_t size) {
+  Stream stream;
+  return open_stream(data, size, &stream) ? stream.samples : -1;
 }
 
 int cacophony_flac_decode(const uint8_t* data, int64_t size, int64_t start, int64_t count, int16_t* out) try {
@@ -207,21 +211,17 @@ int cacophony_flac_decode(const uint8_t* data, int64_t size, int64_t start, int6
   return kNoMemory;
 }
 
-int64_t cacophony_flac_decode_batch(const uint8_t* const* data, const int64_t* sizes, const int64_t* starts,
-                                    const int64_t* counts, int64_t clips, int16_t* out, int32_t* status) {
-  int64_t wrong = 0;
-  for (int64_t clip = 0; clip < clips; ++clip) {
-    status[clip] = cacophony_flac_decode(data[clip], sizes[clip], starts[clip], counts[clip], out);
-    wrong += status[clip] != kRight;
-    out += counts[clip];
-  }
-  return wrong;
+void cacophony_flac_decode_many(const uint8_t* const* data, const int64_t* sizes, const int64_t* starts,
+                                const int64_t* counts, const int64_t* places, int64_t clips, int16_t* out,
+                                int32_t* status) {
+  for (int64_t clip = 0; clip < clips; ++clip)
+    status[clip] = cacophony_flac_decode(data[clip], sizes[clip], starts[clip], counts[clip], out + places[clip]);
 }
 
 const char* cacophony_flac_problem(int status) {
   switch (status) {
     case kRight: return "nothing is wrong";
-    case kNotThisDecoder: return "not a FLAC stream of one channel, 8 or 16 bits and a declared length";
+    case kNotTaken: return "not FLAC at 16 kHz with one channel, 8 or 16 bits and a declared length";
     case kOutside: return "samples asked for that are not declared";
     case kNoFrame: return "no frame where one has to be";
     case kBadCrc: return "a frame's CRC-16 is wrong";

@@ -11,7 +11,7 @@ namespace cacophony {
 
 enum Status : int {
   kRight = 0,
-  kNotThisDecoder,  // no FLAC, or FLAC of a kind that `cacophony_flac_decode` does not take
+  kNotTaken,  // no FLAC, or FLAC of another kind than flac.h says
   kOutside,         // of the stream's samples
   kNoFrame,
   kBadCrc,

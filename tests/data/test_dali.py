@@ -13,7 +13,9 @@ from cacophony.data import dali as dali_module
 from cacophony.data.audio import encode_flac_int16
 from cacophony.data.batch import AudioTextBatch
 from cacophony.data.dali import DaliDecoder, choose_decoder, dali_problem
+from cacophony.data.flac import Stretch
 from cacophony.data.loader import Loader
+from cacophony.data.packing import allocate
 from cacophony.errors import InputError
 
 needs_dali = pytest.mark.skipif(bool(dali_problem()), reason=dali_problem() or "DALI is here")
@@ -104,9 +106,13 @@ def test_a_refused_member_costs_its_run_and_nothing_after_it(
     flacs = [encode_flac_int16(wave) for wave in waves]
     decoder = DaliDecoder(2)
     for bad in (flacs[2][:-30], b"no audio", b""):
-        decoded = decoder.decode([*flacs[:2], bad, *flacs[3:]])
-        assert [wave is None for wave in decoded] == [False, False, True, True, False]
-        assert all(np.array_equal(wave, waves[at]) for at, wave in enumerate(decoded) if wave is not None)
+        members = zip([*flacs[:2], bad, *flacs[3:]], waves, strict=True)
+        stretches = [Stretch(flac, len(wave), len(wave) // 3, len(wave) // 2) for flac, wave in members]
+        packed, offsets = allocate([stretch.frames for stretch in stretches])
+        assert decoder.decode(stretches, packed.numpy(), offsets.tolist()) == [True, True, False, False, True]
+        for at in (0, 1, 4):
+            wanted = waves[at][len(waves[at]) // 3 :][: len(waves[at]) // 2]
+            assert packed[offsets[at] : offsets[at + 1]].tolist() == wanted.tolist()
         (message,) = caplog.messages
         assert message.startswith(("DALI refused 2 clips (Error decoding", "DALI refused 2 clips (Failed to open"))
         assert "\n" not in message
@@ -118,7 +124,7 @@ def test_a_refused_member_costs_its_run_and_nothing_after_it(
 def test_two_channels_are_refused() -> None:
     stereo = io.BytesIO()
     sf.write(stereo, np.zeros((800, 2), np.int16), 16_000, format="FLAC", subtype="PCM_16")
-    assert DaliDecoder(1).decode([stereo.getvalue()]) == [None]
+    assert DaliDecoder(1).decode([Stretch(stereo.getvalue(), 800, 0, 800)], np.zeros(800, np.int16), [0]) == [False]
 
 
 def test_auto_takes_dali_for_a_gpu_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
