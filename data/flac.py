@@ -2,7 +2,7 @@
 
 Which streams it takes is said by their first 42 bytes (``csrc/flac.h``): FLAC that begins with its STREAMINFO, 16 kHz,
 one channel of 8 or 16 bits, a declared length. All others are soundfile's, and so is the last word on damage: what the
-library refuses is not yet a damaged member. So it does not matter for what is loaded whether the library was built.
+library refuses is not yet a damaged member. So no clip is lost because the library was built.
 """
 
 import ctypes
@@ -67,10 +67,10 @@ def load_library(path: Path) -> NativeLibrary:
 
 
 def flac_decoder() -> str:
-    """Say in a line who decodes FLAC, and why."""
+    """Say who decodes FLAC for the loader, and why."""
     library = flac_library()
     if library.handle is None:
-        return f"FLAC decoder: soundfile (libsndfile {sf.__libsndfile_version__}): {library.about}"
+        return f"FLAC decoder: soundfile, libsndfile {sf.__libsndfile_version__} (native: {library.about})"
     return f"FLAC decoder: native, {library.about}"
 
 

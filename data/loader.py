@@ -1,8 +1,8 @@
 """The loader: threads read the shards ahead and hand out packed batches in an order that is a pure function.
 
 What a step holds is decided by :mod:`.sampling` alone, so the global batch is the same for any number of ranks and
-threads and for any way of decoding, and a run continues where it stopped from a single number. The waves are decoded many
-at a time, to where they lie in the batch, by a :class:`BatchDecoder`, or one by one by the threads that read.
+threads and for any way of decoding, and a run continues where it stopped from a single number. The waves are decoded
+many at a time, to where they lie in the batch, by a :class:`BatchDecoder`, or one by one by the threads that read.
 """
 
 import time
@@ -127,8 +127,8 @@ class Loader:
         """Rank `rank` of `world_size` takes rows [rank·B/W, (rank+1)·B/W) of each global batch.
 
         `decoder` (closed with the loader) decodes what it accepts, the threads the rest; where none is given it is the
-        native library, if that was built. Raises `InputError` when the batch cannot be filled or divided, or captions are wanted and there are
-        none.
+        native library, if that was built. Raises `InputError` when the batch cannot be filled or divided, or captions
+        are wanted and there are none.
         """
         if config.batch_size > len(shards):
             raise InputError(

@@ -1,7 +1,7 @@
 """The libraries built from ``csrc``, one for CPUs and one for GPUs: found and loaded when first asked for, or why not.
 
-Their plain C interface is ``csrc/native.h``; they are loaded without a GPU. Where one cannot be used, an op has no fused
-implementation and says the reason (``cacophony doctor``).
+Their plain C interface is ``csrc/native.h``; they are loaded without a GPU. Where one cannot be used, an op has no
+fused implementation and says the reason (``cacophony doctor``).
 """
 
 import ctypes

@@ -5,10 +5,6 @@
 #include <new>
 #include <vector>
 
-#ifdef CACOPHONY_X86
-#include <cpuid.h>
-#endif
-
 #include "flac.h"
 #include "flac_frame.h"
 #include "flac_loops.h"
@@ -16,28 +12,16 @@
 namespace cacophony {
 namespace {
 
+const FlacLoops& loops() {
+  static const FlacLoops& chosen = widest_flac_loops();
+  return chosen;
+}
+
 constexpr int32_t kRate = 16000;
 // Fewer bytes hold no frame, and no block is longer: what a length in a header is measured by.
 constexpr int64_t kMinFrameBytes = 10;
 // Of a search by halves, after which it is no search any more.
 constexpr int kMaxProbes = 64;
-
-const FlacLoops& widest() {
-#ifdef CACOPHONY_X86
-  __builtin_cpu_init();
-  unsigned a, b, c, d;  // GCC before 11 does not know the name of LZCNT
-  const bool has_lzcnt = __get_cpuid(0x80000001, &a, &b, &c, &d) && (c & 1u << 5);
-  if (has_lzcnt && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-      __builtin_cpu_supports("pclmul"))
-    return kFlacLoops_avx2;
-#endif
-  return kFlacLoops_baseline;
-}
-
-const FlacLoops& loops() {
-  static const FlacLoops& chosen = widest();
-  return chosen;
-}
 
 // A frame's place.
 struct Place {
@@ -84,7 +68,6 @@ class Decoder {
     FrameHeader first;
     if (!read_frame_header(stream_, stream_.first_frame, &first)) return kNoFrame;
     by_sample_ = first.by_sample;
-    block_ = first.block;
     const Place beginning{stream_.first_frame, 0}, found = find(start);
     const Status status = decode_from(found, start, stop, out);
     // What was found need not be a frame: if it is none, only those before it can tell where there is one.
@@ -93,18 +76,19 @@ class Decoder {
 
  private:
   int64_t first_sample(const FrameHeader& header) const {
-    return header.by_sample ? header.number : header.number * block_;
+    return header.by_sample ? header.number : header.number * stream_.max_block;
   }
 
   // A place no later than the frame that holds `sample`, by halving: near it, where headers are what they seem.
   Place find(int64_t sample) const {
     Place low{stream_.first_frame, 0}, high{stream_.size, stream_.samples};
+    const int64_t block = stream_.max_block;
     // Few frames are decoded as quickly as they are searched.
-    for (int probe = 0; probe < kMaxProbes && sample - low.sample >= 2 * block_ && low.byte + 1 < high.byte; ++probe) {
+    for (int probe = 0; probe < kMaxProbes && sample - low.sample >= 2 * block && low.byte + 1 < high.byte; ++probe) {
       // Where it would be if all samples took equally many bytes, and half a frame before; or, as that can be wrong
       // again and again, in the middle.
       const double share = probe % 4 == 3 ? 0.5
-                                          : static_cast<double>(sample - block_ / 2 - low.sample) /
+                                          : static_cast<double>(sample - block / 2 - low.sample) /
                                                 static_cast<double>(high.sample - low.sample);
       const uint64_t from = low.byte + 1 + static_cast<uint64_t>(share * static_cast<double>(high.byte - low.byte - 1));
       Place found;
@@ -149,6 +133,9 @@ class Decoder {
     if (!read_frame_header(stream_, at->byte, &header)) return kNoFrame;
     if (header.by_sample != by_sample_ || first_sample(header) != at->sample) return kBadOrder;
     if (header.block > stream_.samples - at->sample) return kEndsLate;
+    const bool is_last = header.block == stream_.samples - at->sample;
+    const int shortest = is_last ? 1 : by_sample_ ? stream_.min_block : stream_.max_block;
+    if (header.block < shortest || header.block > stream_.max_block) return kBadBlock;
     if (rows_.full(header.block))
       if (const Status status = restore(start, stop, out)) return status;
     Lane* lane = rows_.next(header.block);
@@ -174,7 +161,6 @@ class Decoder {
   Stream stream_;
   Rows& rows_;
   bool by_sample_ = false;
-  int64_t block_ = 0;
 };
 
 bool open_stream(const uint8_t* data, int64_t size, Stream* stream) {
@@ -227,6 +213,7 @@ const char* cacophony_flac_problem(int status) {
     case kBadCrc: return "a frame's CRC-16 is wrong";
     case kBadFrame: return "a frame that cannot be read";
     case kBadOrder: return "a frame that belongs elsewhere";
+    case kBadBlock: return "a frame shorter or longer than declared";
     case kBadRange: return "a sample outside its bits";
     case kEndsEarly: return "it ends before all samples were there";
     case kEndsLate: return "it holds more samples than it declares";

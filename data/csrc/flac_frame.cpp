@@ -98,9 +98,11 @@ bool read_stream_info(const uint8_t* data, uint64_t size, Stream* stream) {
   if (size < kStreamInfoEnd || memcmp(data, "fLaC", 4) != 0) return false;
   Bits bits{data, size, 32};
   if ((bits.take(8) & 0x7f) != 0 || bits.take(24) != kStreamInfoBytes) return false;
-  bits.at += 2 * 16 + 2 * 24;  // sizes of blocks and frames, which frames say themselves
   stream->data = data;
   stream->size = size;
+  stream->min_block = static_cast<int32_t>(bits.take(16));
+  stream->max_block = static_cast<int32_t>(bits.take(16));
+  bits.at += 2 * 24;  // sizes of frames, which are often not known when they are written
   stream->rate = static_cast<int32_t>(bits.take(20));
   stream->channels = static_cast<int32_t>(bits.take(3)) + 1;
   stream->bits = static_cast<int32_t>(bits.take(5)) + 1;

@@ -17,6 +17,7 @@ enum Status : int {
   kBadCrc,
   kBadFrame,
   kBadOrder,
+  kBadBlock,
   kBadRange,
   kEndsEarly,
   kEndsLate,
@@ -30,6 +31,7 @@ struct Stream {
   uint64_t first_frame;  // byte
   int64_t samples;
   int32_t rate, channels, bits;
+  int32_t min_block, max_block;  // samples of a frame; the last may be shorter
 };
 
 // False where the data do not begin with "fLaC" and STREAMINFO; `first_frame` is not set.

@@ -259,7 +259,6 @@ bool restore(const Lane* frames, int count, int64_t start, int64_t stop, int16_t
   if (order == 0) return group.restore<0>();
   if (order <= 2) return group.restore<2>();
   if (order <= 4) return group.restore<4>();
-  if (order <= 6) return group.restore<6>();
   if (order <= 8) return group.restore<8>();
   if (order <= 12) return group.restore<12>();
   return group.restore<kMaxNarrowOrder>();

@@ -43,4 +43,7 @@ struct FlacLoops {
 extern const FlacLoops kFlacLoops_baseline;
 extern const FlacLoops kFlacLoops_avx2;
 
+// Those of the widest instruction set that the processor has.
+const FlacLoops& widest_flac_loops();
+
 }  // namespace cacophony

@@ -1,4 +1,4 @@
-"""FLAC streams written bit by bit, with all that the format allows and encoders seldom use (RFC 9639, sections 8, 9)."""
+"""FLAC streams written bit by bit, with all that the format has and encoders seldom use (RFC 9639, sections 8, 9)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,7 +99,9 @@ class Subframe:
 
     def residuals(self, samples: Sequence[int]) -> list[int]:
         """What prediction leaves of samples."""
-        weights = ([], [1], [2, -1], [3, -3, 1], [4, -6, 4, -1])[self.order] if self.kind == "fixed" else self.coefficients
+        weights = (
+            ([], [1], [2, -1], [3, -3, 1], [4, -6, 4, -1])[self.order] if self.kind == "fixed" else self.coefficients
+        )
         return [
             samples[t] - (sum(c * samples[t - 1 - i] for i, c in enumerate(weights)) >> self.shift)
             for t in range(self.order, len(samples))
@@ -169,9 +171,8 @@ def stream(
 ) -> bytes:
     """A stream that declares `total` samples, with further metadata blocks (type, content)."""
     info = BitWriter()
-    for value, width in (
-        (blocks[0], 16), (blocks[1], 16), (0, 24), (0, 24), (rate, 20), (channels - 1, 3), (bits - 1, 5), (total, 36), (0, 128),
-    ):  # fmt: skip
+    values = (*blocks, 0, 0, rate, channels - 1, bits - 1, total, 0)
+    for value, width in zip(values, (16, 16, 24, 24, 20, 3, 5, 36, 128), strict=True):
         info.put(value, width)
     parts = [(0, info.bytes()), *metadata]
     head = b"fLaC"

@@ -10,13 +10,15 @@ import pytest
 import soundfile as sf
 import torch
 from cacophony.data import dali as dali_module
+from cacophony.data import flac as flac_module
 from cacophony.data.audio import encode_flac_int16
 from cacophony.data.batch import AudioTextBatch
 from cacophony.data.dali import DaliDecoder, choose_decoder, dali_problem
-from cacophony.data.flac import Stretch
+from cacophony.data.flac import Stretch, flac_library
 from cacophony.data.loader import Loader
 from cacophony.data.packing import allocate
 from cacophony.errors import InputError
+from cacophony.native_library import NativeLibrary
 
 needs_dali = pytest.mark.skipif(bool(dali_problem()), reason=dali_problem() or "DALI is here")
 
@@ -127,8 +129,16 @@ def test_two_channels_are_refused() -> None:
     assert DaliDecoder(1).decode([Stretch(stereo.getvalue(), 800, 0, 800)], np.zeros(800, np.int16), [0]) == [False]
 
 
-def test_auto_takes_dali_for_a_gpu_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_decoder("auto", "cpu", 1) == (None, "loader: native (auto: dali is for cuda, this is cpu)")
+def test_auto_takes_our_own_decoder_where_it_was_built_else_dali_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    if flac_library().handle is not None:
+        line = f"loader: native (auto); FLAC decoder: native, {flac_library().about}"
+        assert choose_decoder("auto", "cpu", 1) == choose_decoder("auto", "cuda", 1) == (None, line)
+    monkeypatch.setattr(dali_module, "flac_library", lambda: NativeLibrary(None, "not here"))
+    monkeypatch.setattr(flac_module, "flac_library", lambda: NativeLibrary(None, "not here"))
+    decoder, line = choose_decoder("auto", "cpu", 1)
+    assert decoder is None
+    assert line.startswith("loader: native (auto: dali is for cuda, this is cpu); FLAC decoder: soundfile, libsndfile")
+    assert line.endswith("(native: not here)")
     assert choose_decoder("native", "cuda", 1)[0] is None
     if not dali_problem():
         assert isinstance(choose_decoder("auto", "cuda", 1)[0], DaliDecoder)

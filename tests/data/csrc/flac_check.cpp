@@ -1,9 +1,10 @@
 // The decoder on damaged streams, in buffers without a byte to spare: what reads or writes beside them, or computes what
 // C++ does not define, is seen by a sanitizer.
 //
-//     flac_check decode FILE                      writes the samples of a sound stream to stdout, int16
-//     flac_check damage SEED COUNT FILE [FILE …]  decodes COUNT damaged streams, half of them with checksums made right
+//     flac_check LOOPS decode FILE                      writes the samples of a sound stream to stdout, int16
+//     flac_check LOOPS damage SEED COUNT FILE [FILE …]  decodes COUNT damaged streams, half of them with right checksums
 //
+// with LOOPS of an instruction set: baseline or, where they were compiled, avx2.
 // Where checksums are made right, damage gets into the loops behind them.
 #include <algorithm>
 #include <cstdio>
@@ -24,11 +25,7 @@ namespace {
 
 using Bytes = std::vector<uint8_t>;
 
-#ifdef CACOPHONY_X86
-const FlacLoops& kLoops = kFlacLoops_avx2;
-#else
-const FlacLoops& kLoops = kFlacLoops_baseline;
-#endif
+const FlacLoops* chosen = &kFlacLoops_baseline;
 
 Bytes read_file(const char* path) {
   Bytes data;
@@ -69,10 +66,10 @@ void repair(Bytes* bytes) {
     lane.row = row.data();
     lane.block = header.block;
     uint64_t bit = 8 * (byte + static_cast<uint64_t>(header.bytes));
-    if (read_subframe(stream, kLoops, &bit, &lane)) return;
+    if (read_subframe(stream, *chosen, &bit, &lane)) return;
     const uint64_t end = (bit + 7) / 8;
     if (end + 2 > bytes->size()) return;
-    const uint16_t sum = kLoops.crc16(bytes->data() + byte, end - byte);
+    const uint16_t sum = chosen->crc16(bytes->data() + byte, end - byte);
     (*bytes)[end] = static_cast<uint8_t>(sum >> 8);
     (*bytes)[end + 1] = static_cast<uint8_t>(sum);
     byte = end + 2;
@@ -133,8 +130,15 @@ int damage(unsigned seed, long count, const std::vector<Bytes>& streams) {
 
 }  // namespace
 
+const FlacLoops& cacophony::widest_flac_loops() { return *chosen; }
+
 int main(int count, char** words) {
-  const std::string what = count > 2 ? words[1] : "";
+  if (count < 4) return 2;
+#ifdef CACOPHONY_X86
+  if (std::string(words[1]) == kFlacLoops_avx2.name) chosen = &kFlacLoops_avx2;
+#endif
+  --count, ++words;
+  const std::string what = words[1];
   if (what == "decode") {
     const Bytes stream = read_file(words[2]);
     std::vector<int16_t> samples;
