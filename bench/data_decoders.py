@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from ..data.audio import decode_flac_by_soundfile
-from ..data.dali import DaliDecoder
+from ..data.dali_decoder import DaliDecoder
 from ..data.flac import Stretch, flac_library, native_decoder
 from ..data.loader import BatchDecoder
 from ..errors import InputError

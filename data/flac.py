@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile as sf
 
 from ..native_library import NativeLibrary, find_library, load_version, not_built
 
@@ -70,7 +69,7 @@ def flac_decoder() -> str:
     """Say who decodes FLAC for the loader, and why."""
     library = flac_library()
     if library.handle is None:
-        return f"FLAC decoder: soundfile, libsndfile {sf.__libsndfile_version__} (native: {library.about})"
+        return f"FLAC decoder: soundfile (native: {library.about})"
     return f"FLAC decoder: native, {library.about}"
 
 

@@ -16,7 +16,7 @@ import torch
 import tyro
 
 from ..data.audio import printable
-from ..data.dali import choose_decoder
+from ..data.dali_decoder import choose_decoder
 from ..data.flac import flac_decoder
 from ..errors import InputError
 from ..json_file import check_writable

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.batch import AudioTextBatch
-from ..data.dali import choose_decoder
+from ..data.dali_decoder import choose_decoder
 from ..data.loader import Loader
 from ..data.shards import Shards
 from ..data.tokens import resolve_tokenizer

@@ -287,9 +287,7 @@ def test_without_the_library_soundfile_decodes(monkeypatch: pytest.MonkeyPatch) 
     with ThreadPoolExecutor(1) as pool:
         assert native_decoder(pool, 1) is None
     line = flac_decoder()
-    assert line.startswith(
-        f"FLAC decoder: soundfile, libsndfile {sf.__libsndfile_version__} (native: its library was not"
-    )
+    assert line.startswith("FLAC decoder: soundfile (native: its library was not built")
     assert "install a C++ compiler" in line
     with pytest.raises(RuntimeError, match="no native library"):
         decode_native(encode_flac_int16(wave), 0, 1)
