@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import InputError
 from .dali import LoaderName, dali_problem
-from .flac import Stretch, flac_decoder, flac_library
+from .flac import Stretch, flac_decoder, flac_library, is_within
 from .packing import copy_waves
 
 _log = logging.getLogger(__name__)
@@ -39,8 +39,9 @@ class DaliDecoder:
         self._pipeline: Any = self._build()
 
     def accepts(self, stretch: Stretch) -> bool:
-        """Whether decoding the whole clip is cheaper than seeking to the crop."""
-        return stretch.samples <= _MAX_DECODED_PER_WANTED * stretch.frames
+        """Whether decoding the whole clip is cheaper than seeking to the crop, and it is none too long for memory."""
+        whole = stretch.samples <= _MAX_DECODED_PER_WANTED * stretch.frames
+        return whole and is_within(stretch.start, stretch.start + stretch.frames, stretch.samples)
 
     def decode(self, stretches: Sequence[Stretch], packed: np.ndarray, places: Sequence[int]) -> list[bool]:
         """Decode FLAC members (mono PCM_16) and copy the stretches to `packed` (int16 `[S]`), each to its place.
@@ -102,7 +103,9 @@ def choose_decoder(name: LoaderName, device_type: str, threads: int) -> tuple[Da
     problem = dali_problem()
     if problem:
         return None, f"loader: native (auto: {problem}); {flac_decoder()}"
-    return DaliDecoder(threads), f"loader: dali (auto: cuda, and DALI is here; without it, {flac_decoder()})"
+    return DaliDecoder(
+        threads
+    ), f"loader: dali (auto: cuda, and DALI is here; native FLAC decoder: {flac_library().about})"
 
 
 def _reason(error: RuntimeError) -> str:

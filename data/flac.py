@@ -127,6 +127,8 @@ class NativeDecoder:
 
 
 def _decode_many(stretches: Sequence[Stretch], packed: np.ndarray, places: Sequence[int]) -> list[bool]:
+    if packed.dtype != np.int16 or packed.ndim != 1 or not packed.flags.c_contiguous or not packed.flags.writeable:
+        raise ValueError(f"a contiguous int16 vector to decode to is expected, got {packed.dtype} {list(packed.shape)}")
     for stretch, place in zip(stretches, places, strict=True):
         if not 0 <= place <= place + stretch.frames <= len(packed):
             raise ValueError(f"samples {place} to {place + stretch.frames} of {len(packed)} to decode to")

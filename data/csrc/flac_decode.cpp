@@ -29,7 +29,7 @@ struct Place {
   int64_t sample;
 };
 
-// The frames whose samples are to be restored together, in memory that a thread keeps from call to call.
+// The frames whose samples are to be restored together, in memory that a thread keeps from call to call: 2 MB at most.
 class Rows {
  public:
   // The lane to read the next frame into. There has to be one: `full` for a frame of so many samples is false.

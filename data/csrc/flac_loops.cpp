@@ -7,6 +7,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __LZCNT__
+#include <immintrin.h>
+#endif
+
 #include "flac_bits.h"
 #include "flac_crc.h"
 

@@ -12,7 +12,7 @@ constexpr int kMaxBlock = 65535;
 // A frame between its residuals and its samples. The first `order` values of `row` are samples, the others residuals of
 // the prediction (sum of coefficients[i] times the sample i + 1 before) >> shift; all as 2 x where x >= 0, else -2 x - 1.
 struct Lane {
-  uint32_t* row;         // readable up to the next multiple of kMaxLanes behind `block`
+  uint32_t* row;         // readable kMaxLanes words behind the longest block that is restored with it
   int32_t block;         // samples
   int32_t order;
   int32_t shift;

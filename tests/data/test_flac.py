@@ -317,6 +317,8 @@ def test_a_batch_is_decoded_to_where_it_lies_and_nowhere_else(threads: int) -> N
         assert decoder.decode(stretches, packed, places) == [True, True, False, True, True]
         with pytest.raises(ValueError, match="samples 39000 to 44000 of 40000"):
             decoder.decode(stretches[:1], packed, [39_000])
+        with pytest.raises(ValueError, match="a contiguous int16 vector"):
+            decoder.decode(stretches[:1], packed[::2], [0])
     for i in (0, 1, 3, 4):
         assert np.array_equal(packed[places[i] : places[i] + 5_000], waves[i][100 * i : 100 * i + 5_000])
         packed[places[i] : places[i] + 5_000] = 77
