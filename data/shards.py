@@ -236,17 +236,17 @@ class Shards:
         try:
             fd = self._descriptor(shard)
             try:
-                data = os.pread(fd, BLOCK + size, offset - BLOCK)
+                header, data = os.pread(fd, BLOCK, offset - BLOCK), os.pread(fd, size, offset)
             finally:
                 os.close(fd)
         except OSError as error:
             raise InputError(f"{self._tars[shard]}: {error.strerror}; pack again") from error
         extension = "flac" if flac else "json"
-        if len(data) != BLOCK + size:
-            self._damaged(i, extension, f"{max(0, len(data) - BLOCK)} of {size} bytes are there", source)
-        if not is_header(data[:BLOCK], self._keys[row] + b"." + extension.encode(), size):
+        if len(data) != size:
+            self._damaged(i, extension, f"{len(data)} of {size} bytes are there", source)
+        if not is_header(header, self._keys[row] + b"." + extension.encode(), size):
             self._damaged(i, extension, "the tar has another member there than the idx says", source)
-        return data[BLOCK:]
+        return data
 
     def _descriptor(self, shard: int) -> int:
         """A duplicate that the caller closes: the original may be closed by another thread meanwhile."""

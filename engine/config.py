@@ -46,8 +46,8 @@ class LoadingConfig:
     """How clips reach the device."""
 
     loader: LoaderName = "auto"
-    """Who decodes the shards, to the same batches: the loader's threads (native), DALI, or DALI for a GPU where it can
-    be imported."""
+    """Who decodes the shards, to the same batches: the loader's threads (native) or DALI; auto: the loader's threads
+    where their own FLAC decoder was built, else DALI for a GPU where it can be imported."""
     frontend: FrontEndName = "kernels"
     """Who makes the log-mel: our own op, or DALI's spectrogram times our mel matrix (equal to rounding)."""
     workers: int = 4

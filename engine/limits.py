@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.batch import AudioTextBatch
-from ..data.dali import choose_decoder
+from ..data.dali_decoder import choose_decoder
 from ..data.loader import Loader
 from ..data.shards import Shards
 from ..data.tokens import resolve_tokenizer
@@ -199,7 +199,7 @@ def sentence(limits: Limits, config: Config) -> str:
     if limits.loader > _CLOSE * limits.device:
         return (
             f"The loader limits this run: the device could be {limits.loader / limits.device:.1f} times as fast as it "
-            f"is fed; raise data.workers (now {config.data.workers}), or decode on the GPU (data.loader dali)."
+            f"is fed; raise data.workers (now {config.data.workers}) to as many as there are cores for it."
         )
     if limits.both > _CLOSE * slowest:
         return (

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..data.batch import AudioTextBatch
-from ..data.dali import choose_decoder
+from ..data.dali_decoder import choose_decoder
 from ..data.loader import Loader, LoaderConfig
 from ..data.shards import Shards
 from ..data.tokens import TOKENIZER_FILE, CaptionTokenizer, resolve_tokenizer

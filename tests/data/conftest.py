@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cacophony.data.audio import encode_flac_int16
-from cacophony.data.dali import DaliDecoder, dali_problem
+from cacophony.data.dali import dali_problem
+from cacophony.data.dali_decoder import DaliDecoder
 from cacophony.data.loader import Loader, LoaderConfig
 from cacophony.data.shard_writer import ShardWriter
 from cacophony.data.shards import Shards
