@@ -27,6 +27,7 @@ from .bench.data_command import data_command
 from .bench.profile_command import profile_command
 from .bench.update_command import update_command
 from .data.commands import check_command, merge_command, pack_command
+from .data.curate.commands import ingest_command
 from .engine.commands import (
     INTERRUPTED,
     caption_command,
@@ -35,6 +36,9 @@ from .engine.commands import (
     train_command,
 )
 from .engine.convert_command import convert_command
+from .engine.curation.caption_command import curate_caption_command
+from .engine.curation.exclude_command import exclude_command
+from .engine.curation.mix_command import mix_command
 from .engine.demo import demo_command
 from .engine.evaluate.commands import (
     all_evaluations_command,
@@ -63,6 +67,22 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
         command(shards_stats_command, "cacophony shards stats"),
     ),
     "shards merge": ("join packed directories into one", command(merge_command, "cacophony shards merge")),
+    "curate caption": (
+        "caption the clips of a manifest with a model",
+        command(curate_caption_command, "cacophony curate caption"),
+    ),
+    "curate exclude": (
+        "mark clips of a manifest that are in an evaluation set",
+        command(exclude_command, "cacophony curate exclude"),
+    ),
+    "curate ingest": (
+        "collect published collections in one manifest",
+        command(ingest_command, "cacophony curate ingest"),
+    ),
+    "curate mix": (
+        "choose what is trained on, with a card of it",
+        command(mix_command, "cacophony curate mix"),
+    ),
     "train mae": ("stage 1: the audio masked autoencoder", lambda argv: train_command("mae", argv)),
     "train contrastive": ("stage 2: contrastive + captioning", lambda argv: train_command("contrastive", argv)),
     "evaluate retrieval": (

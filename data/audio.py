@@ -165,7 +165,9 @@ def _open(path: str | os.PathLike[str]) -> _Forward:
         if not os.path.isfile(path):
             raise AudioError(path, NOT_AUDIO)
         return _Forward(os.fspath(path))
-    except (OSError, UnicodeError) as error:  # a name that is no UTF-8 cannot be handed to libsndfile
+    except AudioError:
+        raise
+    except (OSError, ValueError) as error:  # a name that is no UTF-8, or has a zero byte, cannot be handed on
         raise AudioError(path, NOT_OPENED) from error
     except (sf.LibsndfileError, RuntimeError) as error:
         raise AudioError(path, NOT_AUDIO) from error

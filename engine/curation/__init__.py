@@ -1,0 +1,1 @@
+"""The stages of the dataset pipeline that need a network, and the commands."""
