@@ -128,7 +128,8 @@ def test_a_kill_from_outside(corpus: MadeCorpus, ingested: Manifest, tmp_path: P
     out, unfinished = tmp_path / "manifest", tmp_path / ".manifest.curating"
     program = (
         "import sys; from pathlib import Path; from cacophony.data.curate import ingest, listing\n"
-        "from cacophony.data.curate.actors import Actors; from cacophony.data.curate.sources.source import make_source\n"
+        "from cacophony.data.curate.actors import Actors\n"
+        "from cacophony.data.curate.sources.source import make_source\n"
         "listing.PART_ROWS = 2\n"
         "ingest.ingest([make_source('laion', Path(sys.argv[1]))], Path(sys.argv[2]), actors=Actors(workers=0))"
     )
