@@ -15,8 +15,9 @@ from .manifest import KINDS, Kind, Manifest
 from .sources.source import Source, make_source, read_sources
 
 Folders = tyro.conf.UseAppendAction[tuple[Path, ...]]
-_HERE = Actors(workers=0)
 ListedFolders = tyro.conf.UseAppendAction[tuple[tuple[Path, Path], ...]]
+
+_HERE = Actors(workers=0)
 
 
 def ingest_command(
