@@ -27,6 +27,8 @@ from .bench.data_command import data_command
 from .bench.profile_command import profile_command
 from .bench.update_command import update_command
 from .data.commands import check_command, merge_command, pack_command
+from .data.curate.clean_command import clean_command
+from .data.curate.label_command import label_command
 from .engine.commands import (
     INTERRUPTED,
     caption_command,
@@ -63,6 +65,14 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
         command(shards_stats_command, "cacophony shards stats"),
     ),
     "shards merge": ("join packed directories into one", command(merge_command, "cacophony shards merge")),
+    "curate label": (
+        "captions of a sample of noisy descriptions, from a language model",
+        command(label_command, "cacophony curate label"),
+    ),
+    "curate clean": (
+        "captions of every noisy description, from a cleaner",
+        command(clean_command, "cacophony curate clean"),
+    ),
     "train mae": ("stage 1: the audio masked autoencoder", lambda argv: train_command("mae", argv)),
     "train contrastive": ("stage 2: contrastive + captioning", lambda argv: train_command("contrastive", argv)),
     "evaluate retrieval": (
