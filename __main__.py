@@ -37,6 +37,7 @@ from .engine.commands import (
     train_command,
 )
 from .engine.convert_command import convert_command
+from .engine.curation.finetune_command import finetune_command
 from .engine.demo import demo_command
 from .engine.evaluate.commands import (
     all_evaluations_command,
@@ -68,6 +69,10 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "curate label": (
         "captions of a sample of noisy descriptions, from a language model",
         command(label_command, "cacophony curate label"),
+    ),
+    "curate finetune": (
+        "a cleaner, trained on such captions",
+        command(finetune_command, "cacophony curate finetune"),
     ),
     "curate clean": (
         "captions of every noisy description, from a cleaner",

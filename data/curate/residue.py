@@ -92,6 +92,9 @@ def residue(text: str) -> list[str]:
 
 
 def _has_name(text: str) -> bool:
+    # Capitals that have a flag of their own are no names.
+    for known in (_DEVICE, _DATE, _FILE_NAME, _URL, _EMAIL):
+        text = known.sub(" it ", text)
     inside = capitals = 0
     found = False
     for sentence in _SENTENCE_END.split(text):
