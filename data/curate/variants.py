@@ -139,6 +139,7 @@ def load_cleaner(name: str) -> tuple[Any, Any]:
     Weights are read from safetensors alone, no code of the directory is run. Raises `InputError` where that fails.
     """
     transformers = _transformers()
+    transformers.utils.logging.disable_progress_bar()  # of its own, about reading a file
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model = transformers.AutoModelForSeq2SeqLM.from_pretrained(

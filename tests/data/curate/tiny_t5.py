@@ -29,7 +29,7 @@ def write_tiny_t5(folder: Path, texts: Iterable[str], width: int = 32) -> Path:
         num_layers=2,
         num_heads=4,
         dropout_rate=0.1,
-        decoder_start_token_id=0,
+        decoder_start_token_id=0,  # pyright: ignore[reportCallIssue]
     )
     T5ForConditionalGeneration(config).save_pretrained(folder)
     wrapped.save_pretrained(folder)
