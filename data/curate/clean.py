@@ -15,7 +15,7 @@ from .manifest import Manifest, Row, Variant
 from .noisy_text import cleaner_inputs, digest_of, is_cut
 from .parts import run_stage
 from .residue import residue
-from .variants import Cleaner, Dtype, Sampling
+from .variants import Cleaner, Dtype, Sampling, default_dtype
 
 _READ = ("*.safetensors", "*.json", "*.model", "*.txt")
 
@@ -70,7 +70,10 @@ def clean(
     if source.stage == "clean":
         raise InputError(f"{source.folder}: is cleaned already; give the manifest that it was made of")
     on_gpu = actors.gpus_per_worker > 0 if actors.workers else torch.cuda.is_available()
-    chosen: Dtype = dtype or ("bfloat16" if on_gpu else "float32")
+    # Actors' GPUs may be elsewhere; they are taken to be of today.
+    chosen = dtype or (
+        "bfloat16" if on_gpu and actors.workers else default_dtype(torch.device("cuda" if on_gpu else "cpu"))
+    )
     settings = {"cleaner": cleaner_digest(cleaner), "dtype": chosen} | asdict(sampling)
     return run_stage(
         source,

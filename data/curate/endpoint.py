@@ -12,6 +12,8 @@ from .answers import Answer
 
 FAILURES_IN_A_ROW = 20
 """Requests without an answer, each tried several times, after which the endpoint counts as gone."""
+MAX_ANSWER_CHARACTERS = 20_000
+"""Of an answer that is kept; a longer one counts as cut off."""
 _LONGEST_RETRY_AFTER = 120.0  # seconds that openai's client waits at most when an endpoint asks for it
 
 
@@ -151,10 +153,11 @@ def _answer(reply: Any) -> Answer:
     message, usage = choice.message, getattr(reply, "usage", None)
     content = getattr(message, "content", None)
     refusal = getattr(message, "refusal", None)
+    text = content if isinstance(content, str) else refusal if isinstance(refusal, str) else ""
     return Answer(
-        text=content if isinstance(content, str) else refusal if isinstance(refusal, str) else "",
+        text=text[:MAX_ANSWER_CHARACTERS],
         refused=bool(refusal) or choice.finish_reason == "content_filter",
-        complete=choice.finish_reason != "length",
+        complete=choice.finish_reason != "length" and len(text) <= MAX_ANSWER_CHARACTERS,
         tokens_in=_count(usage, "prompt_tokens"),
         tokens_out=_count(usage, "completion_tokens"),
     )

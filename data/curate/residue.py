@@ -37,7 +37,7 @@ def _any(patterns: Iterable[str], flags: re.RegexFlag = re.IGNORECASE) -> re.Pat
 
 
 _FILE_NAME = _any((rf"[\w().-]{{1,80}}\.(?:{'|'.join(EXTENSIONS.split())})",))
-_FILE_STEM = _any((r"\w{1,80}_\w{1,80}", r"[A-Z]{2,8}-?\d{3,}(?:[_-]\d+)*"), re.RegexFlag(0))
+_FILE_STEM = _any((r"\w{1,80}_\w{1,80}", r"[A-Z]{2,8}-?0\d{2,}(?:-\d+)*", r"[A-Z]{3,8}\d{4,}"), re.RegexFlag(0))
 _URL = re.compile(
     rf"https?:/|\bwww\.|(?<![\w@.-])[\w-]{{2,63}}(?:\.[\w-]{{2,63}}){{0,4}}\.(?:{'|'.join(TOP_LEVEL_DOMAINS.split())})"
     r"(?![\w-]|\.\w)",
@@ -48,15 +48,15 @@ _DEVICE = _any(MAKERS + MODELS)
 _RECORDING = _any(
     (
         r"(?:re-?)?record(?:ed|ing)? (?:in|on|at|with|by|using|via|through|from|for|during|near|inside|outside)",
-        r"(?:made|edited|created|mastered|processed|sampled|normali[sz]ed) (?:in|on|at|with|by|using)",
+        r"(?:edited|mastered|normali[sz]ed) (?:in|on|at|with|by|to|using)",
         r"field[- ]recording",
         r"\d+(?:\.\d+)? ?k(?:hz|bps)",
         r"(?:16|24|32)[- ]?bits?",
         r"(?:8000|11025|16000|22050|32000|44100|48000|88200|96000|192000) ?hz",
         r"(?:mono|stereo) (?:file|recording|wav|mix)",
-        r"takes? (?:no\.? ?|# ?)?\d+",
+        r"take (?:no\.? ?|# ?)?\d+|\d+ takes",
         r"(?:built-?in|internal|contact|binaural|shotgun|condenser|cardioid) mic\w*",
-        r"(?:cc|creative commons|royalty[- ]free|copyright)",
+        r"(?:cc0|cc[- ]by|creative commons|royalty[- ]free|copyright)",
         r"(?:feel free|please (?:rate|comment|credit)|my (?:pack|freesound))",
     )
 )
@@ -80,7 +80,7 @@ _ABOUT_TASK = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-_SENTENCE_END = re.compile(r"[.!?:;…]['\")\]]*\s+|[\n\r]+")
+_SENTENCE_END = re.compile(r"[.!?:;…]['\")\]]*(?:\s+|(?=[A-Z]))|[\n\r]+")
 
 
 def residue(text: str) -> list[str]:

@@ -29,7 +29,7 @@ MAKERS = (
     "Oktava",
     "Olympus",
     "Pro Tools",
-    "R[oø]de",
+    "Røde",
     "Schoeps",
     "Sennheiser",
     "Shure",
@@ -52,6 +52,7 @@ MODELS = (
     r"(?:Roland )?R[- ]?0[59]\w*",  # Roland R-05
     r"LS[- ]?(?:5|1[0-4])\b",  # Olympus LS-10
     r"NT[- ]?[1-5]\w?\b",  # Røde NT1-A
+    r"(?-i:Rode|RODE)(?= (?:NT|M|V|mic))",  # Rode M3; a horse that somebody rode is none
     r"(?:VideoMic|NTG)[- ]?\w*",
     r"MKH[- ]?\d+\w*",
     r"(?:U|TLM|KM)[- ]?(?:47|67|87|103|18[345])\w*",  # Neumann U87, KM184
@@ -64,7 +65,8 @@ MODELS = (
 # Extensions of files that people name in descriptions.
 EXTENSIONS = "wav wave mp3 aif aiff flac ogg oga opus m4a wma aac mid midi zip rar mp4 mov avi wmv pdf txt jpe?g png"
 
-TOP_LEVEL_DOMAINS = "com org net edu gov info io co uk de fr es it nl ru eu tv me us ca au br se no be ch at pl fm"
+# Without those that are words: it, me, no.
+TOP_LEVEL_DOMAINS = "com org net edu gov info io co uk de fr es nl ru eu tv ca au br se ch pl fm"
 
 # Capitalised, and no name of somebody or some place: sounds, kinds of music, instruments, holidays, units.
 _NOT_NAMES = """

@@ -49,6 +49,12 @@ class Sampling:
             )
 
 
+def default_dtype(device: torch.device) -> Dtype:
+    """bfloat16 on a GPU that computes in it, float32 elsewhere."""
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_bfloat16 else "float32"
+
+
 class Cleaner:
     """A cleaner on a device."""
 

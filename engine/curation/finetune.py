@@ -17,7 +17,7 @@ from torch import Tensor
 from ...data.curate.clean import cleaner_digest
 from ...data.curate.parts import prepare
 from ...data.curate.scores import score_captions
-from ...data.curate.variants import Cleaner, Dtype
+from ...data.curate.variants import Cleaner, Dtype, default_dtype
 from ...data.draws import mix
 from ...data.progress import progress_bar
 from ...data.shard_writer import sha256_of
@@ -50,7 +50,7 @@ def finetune(
         out: Directory of the result; must not exist, or be the complete result of the same call.
         config: How.
         world: The ranks, over which weights, gradients and moments are sharded.
-        dtype: Of the products, the weights stay float32: bfloat16 on a GPU, float32 on a CPU by default.
+        dtype: Of the products, the weights stay float32: bfloat16 by default on a GPU that has it, else float32.
         progress: Show a bar.
 
     Raises:
@@ -58,7 +58,7 @@ def finetune(
         RunError: The loss is not finite.
     """
     split = split_pairs(pairs, held_out=config.held_out, seed=config.seed, flagged=config.flagged)
-    chosen: Dtype = dtype or ("bfloat16" if world.device.type == "cuda" else "float32")
+    chosen = dtype or default_dtype(world.device)
     base = cleaner_digest(Path(model)) if Path(model).is_dir() else model
     plan = {"model": base, "pairs": sha256_of(pairs), "dtype": chosen} | asdict(config)
     work = out.resolve().with_name(f".{out.resolve().name}.curating")

@@ -113,7 +113,7 @@ def test_refusals_empty_answers_and_junk_are_kept_apart_and_counted(manifest: Ma
         {"message": {"role": "assistant", "content": None, "refusal": "no"}},
         {"message": {"role": "assistant", "content": "A dog"}, "finish_reason": "content_filter"},
         {"message": {"role": "assistant", "content": "A dog barks and"}, "finish_reason": "length"},
-        "Sure! Here it is:\n- A dog barks.",
+        "Sure! Here it is:\n- A dog barks." + " It barks." * 100_000,
     ]
     outcomes = ["caption", "caption", "none", "empty", "empty", "refused", "refused", "refused", "junk", "junk"]
 

@@ -19,12 +19,23 @@ Christmas bells jingle.
 A dog barks, a dog barks, then a cat meows.
 A camera lens zooms with a whirr.
 Knock knock knock on a door.
+A man rode a horse.
+A noise made by a duck.
+A 50 cc motorcycle revs.
+A din of traffic and horns.
+Na na na, a child sings.
+A TR-808 kick drum with a long decay.
+A man takes 2 steps.
+A father and his sons laugh.
+Rain stops.It begins again.
+Cable noise of an aux input.
 Morse code beeps on an AM radio.
 """.strip().splitlines()
 
 FLAGGED = {
     "wind_03.wav": "file-name",
     "A door slams, see STE-012": "file-name",
+    "ZOOM0004 a door": "file-name",
     "DR0000_0123 a car passes": "file-name",
     "A bell rings, www.example.org/bells": "url",
     "A bell rings (more at example.com)": "url",
@@ -34,6 +45,7 @@ FLAGGED = {
     "Tascam DR-40 hiss": "device",
     "A bell through an AKG C414": "device",
     "A bell through a Røde NT1-A": "device",
+    "A bell through a Rode NT1": "device",
     "A loop from FL Studio": "device",
     "Bells recorded in a church": "recording",
     "Bells, 24-bit": "recording",
