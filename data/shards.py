@@ -10,6 +10,7 @@ clips, not on how they are divided into tars.
 import json
 import os
 import threading
+import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -65,6 +66,8 @@ class DamagedMember(InputError):
 class Shards:
     """A packed directory, open for reading from any number of threads; a context manager.
 
+    Where nobody holds it any more, it closes its tars itself.
+
     Per clip it keeps five numbers and the key; captions are read from the tar when asked for.
     """
 
@@ -82,6 +85,7 @@ class Shards:
         self._keys = np.concatenate([keys for keys, _ in tables])
         self._spans = np.concatenate([spans for _, spans in tables])
         self._fds: OrderedDict[int, int] = OrderedDict()
+        weakref.finalize(self, _close, self._fds)
         self._lock = threading.Lock()
 
     @classmethod
@@ -109,9 +113,7 @@ class Shards:
     def close(self) -> None:
         """Close the tars; a later read opens them again."""
         with self._lock:
-            for fd in self._fds.values():
-                os.close(fd)
-            self._fds.clear()
+            _close(self._fds)
 
     def key(self, i: int) -> str:
         """Key of clip `i` (0 <= i < len), known without reading; raises `IndexError`."""
@@ -214,3 +216,8 @@ class Shards:
 
     def _damaged(self, i: int, extension: str, reason: str, source: str = "") -> NoReturn:
         raise DamagedMember(self._tars[self._shard_of(i)], f"{self._keys[i].decode()}.{extension}", reason, i, source)
+
+
+def _close(descriptors: OrderedDict[int, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])
