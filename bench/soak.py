@@ -28,6 +28,9 @@ MIB = 2**20
 MIN_ROUNDS = 4
 """Rounds after the warm-up that a verdict needs."""
 
+# Who looks has files open, which another thread that looks would count.
+_looking = threading.Lock()
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -103,10 +106,7 @@ def soak(settings: SoakSettings, directory: Path, after_round: Callable[[Soak], 
 
     ``after_round`` is called with what was measured so far. What a round wrote is gone after it.
     """
-    corpus = make_corpus(directory / "corpus", train_clips=settings.train_clips, test_clips=settings.test_clips)
-    pack(corpus.train_dir, directory / "train-shards", captions=corpus.train_captions, progress=False)
-    pack(corpus.test_dir, directory / "test-shards", captions=corpus.test_captions, progress=False)
-    clips = sorted(corpus.test_dir.iterdir())[:3]
+    clips = _prepare(settings, directory)
     begun, measured = time.perf_counter(), Soak()
     with _sampling(measured.samples, begun, settings.sample_seconds):
         while time.perf_counter() - begun < 60 * settings.minutes:
@@ -117,6 +117,14 @@ def soak(settings: SoakSettings, directory: Path, after_round: Callable[[Soak], 
             measured.rounds.append(Round(now.seconds, float(np.median(during)), now.descriptors))
             after_round(measured)
     return measured
+
+
+def _prepare(settings: SoakSettings, directory: Path) -> list[Path]:
+    """Make and pack the demo's corpus; returns some of its clips."""
+    corpus = make_corpus(directory / "corpus", train_clips=settings.train_clips, test_clips=settings.test_clips)
+    pack(corpus.train_dir, directory / "train-shards", captions=corpus.train_captions, progress=False)
+    pack(corpus.test_dir, directory / "test-shards", captions=corpus.test_captions, progress=False)
+    return sorted(corpus.test_dir.iterdir())[:3]
 
 
 def _round(settings: SoakSettings, directory: Path, clips: Sequence[Path]) -> None:
@@ -132,8 +140,10 @@ def _round(settings: SoakSettings, directory: Path, clips: Sequence[Path]) -> No
             update=replace(preset.update, warmup_steps=min(preset.update.warmup_steps, settings.steps // 4)),
         )
         half = replace(config, steps=-(-settings.steps // 2))
-        train(stage, half, data, runs / stage, init=init)
-        train(stage, config, data, runs / stage, init=init, resume=True, allow_changed=True)
+        begun = train(stage, half, data, runs / stage, init=init)
+        ended = train(stage, config, data, runs / stage, init=init, resume=True, allow_changed=True)
+        if begun.stopped_by or ended.stopped_by:
+            raise KeyboardInterrupt
     model = load(runs / "contrastive", device=settings.device)
     evaluate_retrieval(model, read_packed(directory / "test-shards"), progress=False)
     model.caption(clips)
@@ -173,11 +183,12 @@ def judge(rounds: Sequence[Round], settings: SoakSettings) -> Verdict:
 def sample(begun: float) -> Sample:
     """Return what this process and its children hold now; what they share counts for each of them."""
     resident = descriptors = 0
-    for process in _process_tree():
-        with contextlib.suppress(OSError):  # it has just ended
-            pages = int((process / "statm").read_text().split()[1])
-            descriptors += len(os.listdir(process / "fd"))
-            resident += pages * os.sysconf("SC_PAGE_SIZE")
+    with _looking:
+        for process in _process_tree():
+            with contextlib.suppress(OSError):  # it has just ended
+                pages = int((process / "statm").read_text().split()[1])
+                descriptors += len(os.listdir(process / "fd"))
+                resident += pages * os.sysconf("SC_PAGE_SIZE")
     return Sample(time.perf_counter() - begun, resident, descriptors)
 
 

@@ -100,14 +100,38 @@ class Plan:
 
     @property
     def transfer_seconds(self) -> float:
-        """Seconds of a step's collectives, none of them hidden behind computation."""
-        gpu, gpus = self.machine.gpu, self.machine.gpus
-        return sum(transfer.seconds(gpu, gpus) / BANDWIDTH_SHARE for transfer in self.transfers)
+        """Seconds of a step's collectives, hidden behind computation or not."""
+        return sum(self._seconds(transfer) for transfer in self.transfers)
+
+    @property
+    def exposed_seconds(self) -> float:
+        """Seconds of a step in which computation waits for collectives.
+
+        Gradients are summed beside the backward pass of the last micro-batch; what takes longer is waited for, and the
+        bucket that becomes whole last always.
+        """
+        beside = self.last_backward_seconds
+        of_bucket = min(self.config.update.bucket_mib * 2**20 / (4 * self.parameters), 1.0)
+        exposed = 0.0
+        for transfer in self.transfers:
+            seconds = self._seconds(transfer)
+            exposed += max(seconds - transfer.beside * beside, of_bucket * seconds if transfer.beside else 0.0)
+        return exposed
+
+    @property
+    def last_backward_seconds(self) -> float:
+        """Seconds of the backward pass of a micro-batch: two thirds of its model FLOPs, nothing computed again."""
+        local = self.config.batch_size // self.machine.gpus
+        micro_batches = max(local / self.config.micro_batch_size, 1.0)
+        return 2 / 3 * self.flops.model / micro_batches / (self.machine.gpu.bf16_flops * self.machine.efficiency)
+
+    def _seconds(self, transfer: Transfer) -> float:
+        return transfer.seconds(self.machine.gpu, self.machine.gpus) / BANDWIDTH_SHARE
 
     @property
     def step_seconds(self) -> float:
         """Seconds of a step."""
-        return self.compute_seconds + self.update_seconds + self.transfer_seconds
+        return self.compute_seconds + self.update_seconds + self.exposed_seconds
 
     @property
     def days(self) -> float:

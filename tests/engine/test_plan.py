@@ -8,7 +8,16 @@ import pytest
 from cacophony.__main__ import main
 from cacophony.engine.config import ContrastiveObjectiveConfig, ContrastiveRunConfig, MaeRunConfig, UpdateConfig
 from cacophony.engine.gpus import GIB, gpu_named
-from cacophony.engine.plan import ENOUGH_TOKENS, RESERVED_BYTES, Machine, Planner, fit_note, nearest_that_fits
+from cacophony.engine.plan import (
+    BANDWIDTH_SHARE,
+    EFFICIENCY,
+    ENOUGH_TOKENS,
+    RESERVED_BYTES,
+    Machine,
+    Planner,
+    fit_note,
+    nearest_that_fits,
+)
 from cacophony.engine.presets import paper_stage1, paper_stage2
 from cacophony.engine.step_cost import transfers
 from cacophony.engine.step_memory import ClipSize
@@ -100,7 +109,7 @@ def test_flops_are_those_of_the_paper_sized_networks():
     assert 105e9 < a_clip < 115e9
     seconds = 2 * (plan.flops.model + plan.flops.recomputed) / (989e12 * plan.machine.efficiency)
     assert plan.compute_seconds == pytest.approx(seconds)
-    assert plan.step_seconds == plan.compute_seconds + plan.update_seconds + plan.transfer_seconds
+    assert plan.step_seconds == plan.compute_seconds + plan.update_seconds + plan.exposed_seconds
     assert plan.days == plan.step_seconds * 300_000 / 86_400
 
 
@@ -125,7 +134,21 @@ def test_a_rank_that_ascends_along_its_own_gradient_keeps_all_and_sends_one_sum_
     assert shared.master == whole.master // 8
     assert shared.moments == whole.moments // 8
     assert shared.gradient == whole.gradient + whole.gradient // 8
-    assert shared.compute == whole.compute
+    assert shared.compute == whole.compute + whole.compute // 8
+
+
+def test_sums_of_gradients_hide_behind_the_last_backward_pass_and_nothing_else_hides():
+    """With one micro-batch all but a bucket hides; behind a small one little does, and the rest is waited for."""
+    eight = Machine(gpu=gpu_named("h100-80gb"), gpus=8, clip=CLIP)
+    planner, config = Planner(paper_stage2(), eight), replace(paper_stage2(), micro_batch_size=512)
+    plan = planner.plan(config)
+    gradients, *others = (transfer.seconds(eight.gpu, 8) / BANDWIDTH_SHARE for transfer in plan.transfers)
+    assert plan.last_backward_seconds == pytest.approx(2 / 3 * plan.flops.model / (989e12 * EFFICIENCY))
+    assert plan.exposed_seconds == pytest.approx(sum(others) + gradients * 32 * 2**20 / (4 * plan.parameters))
+    cut = planner.plan(replace(config, micro_batch_size=1))
+    assert cut.last_backward_seconds == pytest.approx(plan.last_backward_seconds / 512)
+    assert cut.exposed_seconds == pytest.approx(sum(others) + gradients - 2 * cut.last_backward_seconds)
+    assert plan.exposed_seconds < cut.exposed_seconds < cut.transfer_seconds == plan.transfer_seconds
 
 
 def test_stage_1_keeps_one_micro_batch():
