@@ -73,12 +73,11 @@ class GradientSum:
 
     def added(self, parameters: Iterable[Tensor]) -> None:
         """Hear that the gradients of ``parameters`` have been added to."""
-        names = [self._names[id(parameter)] for parameter in parameters]
         if self.rehearsed is None:
-            self._heard += [(name, self._is_last) for name in names]
+            self._heard += [(self._names[id(parameter)], self._is_last) for parameter in parameters]
         elif self._is_last:
-            for name in names:
-                self._count(name)
+            for parameter in parameters:
+                self._count(self._names[id(parameter)])
             self._begin_whole()
 
     @contextlib.contextmanager

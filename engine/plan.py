@@ -1,5 +1,6 @@
 """A plan: micro-batch and stash of a run on given GPUs, its memory by part, its FLOPs, and how long it should take."""
 
+import functools
 import itertools
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -139,8 +140,14 @@ class Plan:
         return self.step_seconds * self.config.steps / 86_400
 
 
+@functools.lru_cache(maxsize=8)
+def _probe(config: RunConfigOfStage, clip: ClipSize) -> StepProbe:
+    """Return the one that traces steps of ``config``; what it has traced does not depend on the GPU."""
+    return StepProbe(config, clip)
+
+
 class Planner:
-    """Plans runs of one stage and network on one kind of GPU; what it finds out about memory it keeps."""
+    """Plans runs of one stage and network on one kind of GPU; what is found out about memory is kept."""
 
     def __init__(self, config: RunConfigOfStage, machine: Machine) -> None:
         if config.batch_size % machine.gpus:
@@ -149,7 +156,7 @@ class Planner:
             )
         self.config = config
         self.machine = machine
-        self.probe = StepProbe(config, machine.clip)
+        self.probe = _probe(config, machine.clip)
 
     def plan(self, config: RunConfigOfStage) -> Plan:
         """Plan exactly ``config``: its batch, micro-batch and stash, whether it fits or not."""

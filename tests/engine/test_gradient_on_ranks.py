@@ -48,7 +48,7 @@ def gradient(config: Config, world: World) -> dict[str, Tensor]:
     batch = noise_batch(CLIPS, 300).select(world.rank * own, (world.rank + 1) * own)
     objective, summing = build_objective(config, world), GradientSum(arena, world)
     inputs, found = objective.prepare(batch, 5), list[Tensor]()
-    for _ in range(2):
+    for _ in range(1 if world.size == 1 else 2):
         with summing.watching():
             objective.backward(model, inputs)
         summing.finish()
@@ -57,7 +57,7 @@ def gradient(config: Config, world: World) -> dict[str, Tensor]:
             world.gather_shares(whole[bucket.whole], arena.own_gradient[bucket.own])
         found.append(whole)
         arena.gradient.zero_()
-    assert torch.equal(*found)
+    assert torch.equal(found[0], found[-1])
     if world.size == 2:
         objective.backward(model, inputs)
         assert torch.equal(world.sum_(arena.gradient), found[0])
