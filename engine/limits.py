@@ -122,7 +122,8 @@ def _measure(config: Config, shards: Shards, world: World, seconds: float) -> Li
             step(noise)
         outcomes.clear()
         step_seconds = _seconds(timed_step, world, seconds)
-        spans = {name: _mean(found / len(outcomes), world) for name, found in stopwatch.read().items()}
+        spans = stopwatch.read()
+        ascent, collectives = (_mean(spans[name] / len(outcomes), world) for name in (ASCENT, COLLECTIVE))
         flops = outcomes[0].model_flops
         for _ in range(config.data.prefetch_batches):
             step(next(loader).to(device))
@@ -136,8 +137,8 @@ def _measure(config: Config, shards: Shards, world: World, seconds: float) -> Li
         loader=load_seconds,
         copy=copy_seconds,
         device=step_seconds,
-        collectives=spans[COLLECTIVE] if world.size > 1 else None,
-        ascent=spans[ASCENT],
+        collectives=collectives if world.size > 1 else None,
+        ascent=ascent,
         mfu=flops / step_seconds / peak if peak else None,
         both=both_seconds,
     )

@@ -62,7 +62,7 @@ def test_a_process_that_jumps_about_but_stays_is_called_that() -> None:
         ({"files_per_round": 0.07}, "1 more file descriptors"),
     ],
 )
-def test_what_grows_is_found(leak: dict[str, float], problem: str) -> None:
+def test_what_grows_is_found(leak: dict[str, Any], problem: str) -> None:
     (found,) = judge(rounds(**leak), SETTINGS).problems
     assert re.match(problem, found), found
 
