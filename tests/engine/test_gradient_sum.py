@@ -56,10 +56,10 @@ def world(**fields: Any) -> TwoAlike:
     return TwoAlike(0, 2, torch.device("cpu"), **fields)
 
 
-def summing_of(model: nn.Module, of: World) -> GradientSum:
+def summing_of(model: nn.Module, of: World, linear_dtype: torch.dtype | None = None) -> GradientSum:
     """Every parameter is a bucket."""
     groups = [ParameterGroup([name for name, _ in model.named_parameters()], 0.0)]
-    return GradientSum(Arena(model, groups, None, of, bucket_bytes=1), of)
+    return GradientSum(Arena(model, groups, linear_dtype, of, bucket_bytes=1), of)
 
 
 class Chain(nn.Module):
@@ -190,18 +190,22 @@ def test_a_rank_that_counts_otherwise_than_rank_0_is_refused() -> None:
         chain(main_says=main_says)
 
 
-@pytest.mark.parametrize("stash", [0, 1, 10, None])
+@pytest.mark.parametrize(
+    ("stash", "precision"), [(0, "fp32"), (1, "bf16"), (10, "fp32"), (None, "fp32"), (None, "bf16")]
+)
 def test_of_both_stages_nothing_is_left_to_begin_after_the_backward_pass(
-    mae_config: MaeRunConfig, contrastive_config: ContrastiveRunConfig, stash: int | None
+    mae_config: MaeRunConfig, contrastive_config: ContrastiveRunConfig, stash: int | None, precision: Any
 ) -> None:
     """Whatever the stash, by hand or by autograd (None): every exchange of the second gradient begins in it."""
     configs: list[Any] = [mae_config, contrastive_config]
     for config in configs[1:] if stash == 0 else configs:
         blocks = {"blocks": "autograd", "stash": 10} if stash is None else {"blocks": "by_hand", "stash": stash}
-        there, of_case = world(), replace(config, objective=replace(config.objective, **blocks))
+        there = world()
+        of_case = replace(config, precision=precision, objective=replace(config.objective, **blocks))
         model = build_model(of_case)
         init_weights(model, 0)
-        summing, objective = summing_of(model, there), build_objective(of_case, there)
+        summing = summing_of(model, there, torch.bfloat16 if precision == "bf16" else None)
+        objective = build_objective(of_case, there)
         inputs = objective.prepare(noise_batch(4, 300), 0)
         begun = 0
         for _ in range(2):
