@@ -25,6 +25,7 @@ from .bench.commands import (
 )
 from .bench.data_command import data_command
 from .bench.profile_command import profile_command
+from .bench.soak_command import soak_command
 from .bench.update_command import update_command
 from .data.commands import check_command, merge_command, pack_command
 from .data.curate.clean_command import clean_command
@@ -142,6 +143,10 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "bench data": (
         "how fast clips are loaded, and how many cores feed a GPU",
         command(data_command, "cacophony bench data"),
+    ),
+    "bench soak": (
+        "whether a process that trains for an hour keeps its size",
+        command(soak_command, "cacophony bench soak"),
     ),
     "bench packing": (
         "what padding costs: both towers, packed against padded",

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import threading
+import weakref
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
@@ -76,6 +77,8 @@ class DamagedMember(InputError):
 class Shards:
     """A packed directory, open for reading from any number of threads; a context manager.
 
+    Where nobody holds it any more, it closes its tars itself.
+
     Per clip it keeps five numbers and the key; captions are read from the tar when asked for.
     """
 
@@ -94,6 +97,7 @@ class Shards:
         self._spans = np.concatenate([spans for _, spans in tables])
         self._chosen: np.ndarray | None = None
         self._fds: OrderedDict[int, int] = OrderedDict()
+        weakref.finalize(self, _close, self._fds)
         self._lock = threading.Lock()
 
     @classmethod
@@ -126,9 +130,7 @@ class Shards:
     def close(self) -> None:
         """Close the tars; a later read opens them again."""
         with self._lock:
-            for fd in self._fds.values():
-                os.close(fd)
-            self._fds.clear()
+            _close(self._fds)
 
     def key(self, i: int) -> str:
         """Key of clip `i` (0 <= i < len), known without reading; raises `IndexError`."""
@@ -221,6 +223,8 @@ class Shards:
                 f"{', '.join(named)}{more}: a source is the first folder of the packed path (data.sources)"
             )
         part = copy.copy(self)
+        part._fds, part._lock = OrderedDict(), threading.Lock()
+        weakref.finalize(part, _close, part._fds)
         part._chosen = np.array(chosen, np.int64)
         part.seconds = samples / SAMPLE_RATE
         part.has_captions = captioned == len(chosen)
@@ -267,3 +271,8 @@ class Shards:
 
     def _damaged(self, i: int, extension: str, reason: str, source: str = "") -> NoReturn:
         raise DamagedMember(self._tars[self._shard_of(i)], f"{self.key(i)}.{extension}", reason, i, source)
+
+
+def _close(descriptors: OrderedDict[int, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])

@@ -120,7 +120,7 @@ def train_command(stage: Stage, argv: Sequence[str]) -> int:
     """Run `cacophony train STAGE`; returns the exit code."""
     arguments = train_arguments(stage, argv)
     if arguments.limits:
-        found = measure_limits(arguments.run, arguments.data, part_seconds=PART_SECONDS)
+        found = measure_limits(stage, arguments.run, arguments.data, part_seconds=PART_SECONDS)
         if found is not None:
             print(describe(found, arguments.run))
         return 0

@@ -215,11 +215,15 @@ class UpdateConfig:
     """Share of each rank's batch, its first clips, on which SAM's ascent gradient is computed; 1 takes all."""
     sam_every: int = 1
     """SAM at every so manieth step, from the first; plain AdamW at those between."""
+    bucket_mib: float = 32.0
+    """MiB of the float32 gradient that ranks sum at once, while the backward pass goes on; 32 are about a block of the
+    paper's networks. A larger parameter is summed by itself."""
     max_skipped_in_a_row: int = 50
     """The run stops after this many consecutive steps whose gradient was not finite."""
     implementation: Literal["arena", "per_tensor"] = "arena"
     """Flat buffers and fused kernels, never waiting for the device; or plain SAM and torch.optim.AdamW tensor by
-    tensor, their rival, which knows none of clip_norm, no_decay, perturbation, ascent, ascent_fraction, sam_every."""
+    tensor, their rival, which knows none of clip_norm, no_decay, perturbation, ascent, ascent_fraction, sam_every,
+    bucket_mib."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -241,6 +245,7 @@ class UpdateConfig:
         )
         _require(self.sam_every >= 1, f"update.sam_every is {self.sam_every}; expected at least 1")
         self._check_fit()
+        _require(self.bucket_mib > 0.0, f"update.bucket_mib is {self.bucket_mib}; expected more than 0")
         _require(self.max_skipped_in_a_row >= 1, "update.max_skipped_in_a_row must be at least 1")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
@@ -249,7 +254,7 @@ class UpdateConfig:
     def _check_fit(self) -> None:
         """Refuse a setting that another one leaves without effect."""
         of_sam = {"perturbation": "global", "ascent": "gradient", "ascent_fraction": 1.0, "sam_every": 1}
-        of_arena = {"clip_norm": 0.0, "no_decay": "none", **of_sam}
+        of_arena = {"clip_norm": 0.0, "no_decay": "none", "bucket_mib": 32.0, **of_sam}
         for name, default in of_arena.items():
             value = getattr(self, name)
             if value == default:

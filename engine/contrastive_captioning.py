@@ -18,6 +18,7 @@ from ..kernels.spans import span
 from ..models.audio_text import AudioText
 from ..models.by_hand import Stash, gradient_buffer
 from ..models.generate import PAD
+from ..models.gradients import gradients_added, telling_the_last
 from .config import ContrastiveObjectiveConfig, ContrastiveRunConfig
 from .distributed import World
 from .micro_batches import check_longest
@@ -136,7 +137,7 @@ class ContrastiveCaptioning:
 
         captions: list[Tensor] = []
         start = 0
-        for number, micro in enumerate(inputs):
+        for number, micro in enumerate(telling_the_last(inputs)):
             encoded = kept[number] or self._embed(model, micro)
             kept[number] = None
             rows = slice(start, start + len(encoded.audio_embedding))
@@ -197,12 +198,14 @@ class ContrastiveCaptioning:
         """Return the captioning loss, and λ times its gradient of ``decoded``; the head's goes to its ``grad``."""
         head, text = model.caption_decoder.head, micro.text
         with span(LOSS):
-            return caption_loss_and_gradients(
+            found = caption_loss_and_gradients(
                 *(decoded, head.weight, head.bias, text.targets, text.weights),
                 weight_gradient=gradient_buffer(head.weight),
                 bias_gradient=gradient_buffer(head.bias),
                 gradient_scale=self.config.caption_weight,
             )
+        gradients_added((head.weight, head.bias))
+        return found
 
     def _contrastive_gradient(self, model: AudioText, audio: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss over all ranks' pairs and the gradients of this rank's ``[n, P]`` embeddings.
@@ -220,6 +223,7 @@ class ContrastiveCaptioning:
                 halved=self.config.halve_contrastive,
             )
         gradient_buffer(scale).add_(found.d_logit_scale)
+        gradients_added((scale,))
         return found.loss, found.d_audio, found.d_text
 
 

@@ -14,6 +14,7 @@ from ..kernels.patch_mask import MaskedPatches
 from ..kernels.patch_mse import patch_mse
 from ..kernels.spans import span
 from ..models.audio_mae import AudioMAE
+from ..models.gradients import telling_the_last
 from .config import MaeObjectiveConfig, MaeRunConfig
 from .distributed import World
 from .micro_batches import check_longest
@@ -83,7 +84,7 @@ class MaskedReconstruction:
         by_hand = blocks_by_hand(self.config.blocks, self.config.stash, world.device)
         stash = self.config.stash if by_hand else None
         losses: list[Tensor] = []
-        for micro in inputs:
+        for micro in telling_the_last(inputs):
             masked = micro.patches
             with span(FORWARD), self.setting.autocast():
                 prediction, _ = model(masked.kept, masked.restore.positions, stash)

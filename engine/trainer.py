@@ -14,7 +14,7 @@ from ..data.dali_decoder import choose_decoder
 from ..data.loader import Loader, LoaderConfig
 from ..data.shards import Shards
 from ..data.tokens import TOKENIZER_FILE, CaptionTokenizer, resolve_tokenizer
-from ..errors import InputError, RunError
+from ..errors import InputError
 from ..kernels import backend
 from ..kernels.spans import listening, span
 from ..models.config_io import to_dict
@@ -24,7 +24,7 @@ from .checkpoint import discard_unfinished
 from .checkpoint_writer import CheckpointWriter
 from .config import ContrastiveRunConfig, MaeRunConfig, Stage
 from .continuation import choose_checkpoint, restore
-from .distributed import RanksLost, World, join_world
+from .distributed import World, join_world
 from .initialisation import initialise, tokenizer_spec, write_report
 from .introduction import introduce
 from .late_flags import LateFlags
@@ -32,7 +32,7 @@ from .objective import Objective, Report
 from .peak_memory import compare_with_plan
 from .phases import PREPARE, STEP
 from .rank_agreement import check_agreement, run_facts, withdrawing
-from .rank_watch import RankWatch
+from .rank_watch import watched
 from .run_directory import (
     RunRecord,
     check_new,
@@ -103,10 +103,9 @@ def train(
     task = _Task(stage, config, data, out, init, record, allow_changed)
     # Joining waits for all ranks: every one has looked at ``out`` before the first writes to it.
     world = join_world(config.device, config.timeout_seconds)
-    if config.batch_size % world.size:
-        raise InputError(f"batch_size {config.batch_size} is not divisible by {world.size} ranks; change batch_size")
     with contextlib.ExitStack() as opened:
         with withdrawing(world):
+            check_batch(config, world)
             shards = opened.enter_context(Shards.open(data, config.data.sources))
             if record is not None and record.data_fingerprint != shards.fingerprint:
                 raise InputError(
@@ -115,11 +114,8 @@ def train(
                 )
         facts = run_facts(stage, config, shards.fingerprint, init, is_continued=record is not None)
         check_agreement(world, facts, config.timeout_seconds)
-        with RankWatch(world, config.timeout_seconds) as watch, backend.use_backend(config.backend):
-            try:
-                finished = _train(task, shards, world, [f"changed: {describe_changes(changed)}"] if changed else [])
-            except RanksLost as error:
-                raise RunError(watch.explain(error)) from None
+        with watched(world, config.timeout_seconds), backend.use_backend(config.backend):
+            finished = _train(task, shards, world, [f"changed: {describe_changes(changed)}"] if changed else [])
     world.barrier()  # rank 0 may keep the store that the others watch
     world.close()
     return finished
@@ -274,6 +270,12 @@ def _going_on(log: RunLog) -> Iterator[None]:
 def describe_sources(sources: Sequence[str]) -> str:
     """Say of which sources the clips are drawn."""
     return f"sources {', '.join(sources)}" if sources else "all sources"
+
+
+def check_batch(config: Config, world: World) -> None:
+    """Raise InputError where the ranks cannot share the batch."""
+    if config.batch_size % world.size:
+        raise InputError(f"batch_size {config.batch_size} is not divisible by {world.size} ranks; change batch_size")
 
 
 def loader_config(config: Config, device: torch.device) -> LoaderConfig:
