@@ -27,7 +27,7 @@ from .bench.data_command import data_command
 from .bench.profile_command import profile_command
 from .bench.update_command import update_command
 from .data.commands import check_command, merge_command, pack_command
-from .data.curate.commands import ingest_command
+from .data.curate.ingest_command import ingest_command
 from .engine.commands import (
     INTERRUPTED,
     caption_command,

@@ -17,8 +17,8 @@ from cacophony.data import encode
 from cacophony.data.curate import ingest as ingest_module
 from cacophony.data.curate import parts as parts_module
 from cacophony.data.curate.actors import Actors
-from cacophony.data.curate.commands import ingest_command, with_kinds
 from cacophony.data.curate.ingest import EXCLUSIONS_NAME, Exclusion, ingest, read_exclusions
+from cacophony.data.curate.ingest_command import ingest_command, with_kinds
 from cacophony.data.curate.listing import DUPLICATE
 from cacophony.data.curate.manifest import Manifest, Row, read_manifest
 from cacophony.data.curate.sources import records
