@@ -103,9 +103,8 @@ def choose_decoder(name: LoaderName, device_type: str, threads: int) -> tuple[Da
     problem = dali_problem()
     if problem:
         return None, f"loader: native (auto: {problem}); {flac_decoder()}"
-    return DaliDecoder(
-        threads
-    ), f"loader: dali (auto: cuda, and DALI is here; native FLAC decoder: {flac_library().about})"
+    why = f"auto: cuda, and DALI is here; native FLAC decoder: {flac_library().about}"
+    return DaliDecoder(threads), f"loader: dali ({why})"
 
 
 def _reason(error: RuntimeError) -> str:
