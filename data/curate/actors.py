@@ -75,15 +75,17 @@ def on_actors(starter: Starter, items: list[int], actors: Actors) -> Iterator[in
     with _ray(actors) as ray:
         count = min(actors.workers, len(items))
         dataset = ray.data.from_items([{"item": item} for item in items], override_num_blocks=len(items))
-        results = dataset.map_batches(
-            _Actor,
-            fn_constructor_args=(starter,),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=count),
-            num_cpus=1,
-            num_gpus=actors.gpus_per_worker or None,
-            ray_remote_args_fn=_not_restarted,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # until Ray 2.64, which pyproject.toml excludes
+            results = dataset.map_batches(
+                _Actor,
+                fn_constructor_args=(starter,),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=count),
+                num_cpus=1,
+                num_gpus=actors.gpus_per_worker or None,
+                max_restarts=0,  # one that died would be given the same part again, for ever
+            )
         try:
             for row in results.iter_rows():
                 if row["input_error"]:
@@ -93,11 +95,6 @@ def on_actors(starter: Starter, items: list[int], actors: Actors) -> Iterator[in
                 yield int(row["result"])
         except ray.exceptions.RayError as error:
             raise RunError(f"Ray could not go on: {_last_line(error)}") from error
-
-
-def _not_restarted() -> dict[str, Any]:
-    # An actor that died cannot be given its work again: only the whole stage can.
-    return {"max_restarts": 0}
 
 
 @contextmanager
