@@ -25,9 +25,11 @@ from .bench.commands import (
 )
 from .bench.data_command import data_command
 from .bench.profile_command import profile_command
+from .bench.soak_command import soak_command
 from .bench.update_command import update_command
 from .data.commands import check_command, merge_command, pack_command
 from .data.curate.clean_command import clean_command
+from .data.curate.ingest_command import ingest_command
 from .data.curate.label_command import label_command
 from .engine.commands import (
     INTERRUPTED,
@@ -37,7 +39,10 @@ from .engine.commands import (
     train_command,
 )
 from .engine.convert_command import convert_command
+from .engine.curation.caption_command import curate_caption_command
+from .engine.curation.exclude_command import exclude_command
 from .engine.curation.finetune_command import finetune_command
+from .engine.curation.mix_command import mix_command
 from .engine.demo import demo_command
 from .engine.evaluate.commands import (
     all_evaluations_command,
@@ -66,6 +71,10 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
         command(shards_stats_command, "cacophony shards stats"),
     ),
     "shards merge": ("join packed directories into one", command(merge_command, "cacophony shards merge")),
+    "curate ingest": (
+        "collect published collections in one manifest",
+        command(ingest_command, "cacophony curate ingest"),
+    ),
     "curate label": (
         "captions of a sample of noisy descriptions, from a language model",
         command(label_command, "cacophony curate label"),
@@ -77,6 +86,18 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "curate clean": (
         "captions of every noisy description, from a cleaner",
         command(clean_command, "cacophony curate clean"),
+    ),
+    "curate caption": (
+        "caption the clips of a manifest with a model",
+        command(curate_caption_command, "cacophony curate caption"),
+    ),
+    "curate exclude": (
+        "mark clips of a manifest that are in an evaluation set",
+        command(exclude_command, "cacophony curate exclude"),
+    ),
+    "curate mix": (
+        "choose what is trained on, with a card of it",
+        command(mix_command, "cacophony curate mix"),
     ),
     "train mae": ("stage 1: the audio masked autoencoder", lambda argv: train_command("mae", argv)),
     "train contrastive": ("stage 2: contrastive + captioning", lambda argv: train_command("contrastive", argv)),
@@ -122,6 +143,10 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "bench data": (
         "how fast clips are loaded, and how many cores feed a GPU",
         command(data_command, "cacophony bench data"),
+    ),
+    "bench soak": (
+        "whether a process that trains for an hour keeps its size",
+        command(soak_command, "cacophony bench soak"),
     ),
     "bench packing": (
         "what padding costs: both towers, packed against padded",

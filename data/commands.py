@@ -29,10 +29,11 @@ def pack_command(
     Interrupted or killed, the same command continues.
 
     Args:
-        audio_dir: Folder with audio, or with tars of audio and json, searched recursively.
+        audio_dir: Folder with audio, or with tars of audio and json, searched recursively; or a mix.
         out: Directory to write; must not exist or be empty.
         captions: csv with file (relative to AUDIO_DIR), caption and, optionally, synthetic; or a WavCaps-style json.
-        layout: Where captions are: csv, a json beside each audio file or in its tar (laion), one json list (wavcaps).
+        layout: Where captions are: csv, a json beside each audio file or in its tar (laion), one json list (wavcaps),
+            or AUDIO_DIR as `curate mix` wrote it (manifest).
         strict: Make the first defect in the corpus an error instead of skipping the clip.
         workers: Processes that decode and resample; one per core by default.
         clips_per_shard: Clips in one tar file.

@@ -1,7 +1,7 @@
 """The corpus before packing: which audio there is, in files and in tars, and where the captions of each are."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -65,7 +65,12 @@ class Candidate:
 
 
 def list_files(audio_dir: Path) -> set[str]:
-    """The names, relative to `audio_dir`, of all files under it.
+    """The names, relative to `audio_dir`, of all files under it; raises as `walk_files` does."""
+    return set(walk_files(audio_dir))
+
+
+def walk_files(audio_dir: Path) -> Iterator[str]:
+    """The names, relative to `audio_dir`, of all files under it, a folder at a time.
 
     Raises `InputError` when `audio_dir` or a folder in it cannot be listed.
     """
@@ -75,15 +80,14 @@ def list_files(audio_dir: Path) -> set[str]:
     def refuse(error: OSError) -> None:
         raise InputError(f"audio folder {error.filename}: {error.strerror}; make it readable or move it away")
 
-    names: set[str] = set()
     # Linked folders are followed; one that was visited is not entered again, so that a circle of links ends.
     visited = {os.path.realpath(audio_dir)}
     for folder, subfolders, files in os.walk(audio_dir, followlinks=True, onerror=refuse):
         real = {name: os.path.realpath(os.path.join(folder, name)) for name in sorted(subfolders)}
         subfolders[:] = [name for name, target in real.items() if target not in visited]
         visited.update(real.values())
-        names.update(Path(folder, name).relative_to(audio_dir).as_posix() for name in files)
-    return names
+        for name in files:
+            yield Path(folder, name).relative_to(audio_dir).as_posix()
 
 
 def is_audio(name: str) -> bool:
@@ -118,27 +122,44 @@ def candidates_with_sidecars(audio_dir: Path, on_disk: set[str]) -> list[Candida
     return sorted(found, key=lambda candidate: (candidate.name, candidate.audio.offset))
 
 
-def _of_table(audio_dir: Path, name: str, exists: bool, rows: Sequence[CaptionRow], needs_caption: bool) -> Candidate:
-    path = os.path.join(audio_dir, name)
-    written = usable_captions(row.caption for row in rows if not row.synthetic)
-    synthetic = usable_captions((row.caption for row in rows if row.synthetic), room=_room(written.texts))
-    dropped = (*written.dropped, *synthetic.dropped)
-    defect = ""
-    if not exists:
-        defect = OUTSIDE if leaves_folder(name) else MISSING_FILE
-    elif not is_utf8(name):
+def captioned(
+    name: str,
+    path: str,
+    written: Iterable[str],
+    synthetic: Iterable[str],
+    *,
+    missing: str = "",
+    needs_caption: bool = True,
+) -> Candidate:
+    """The candidate of an audio file and its captions, of which those that cannot be used are left out.
+
+    `missing` says why there is no file.
+    """
+    people = usable_captions(written)
+    machine = usable_captions(synthetic, room=_room(people.texts))
+    dropped = (*people.dropped, *machine.dropped)
+    defect = missing
+    if not missing and not is_utf8(name):
         defect = BAD_NAME
-    elif needs_caption and not (written.texts or synthetic.texts):
+    elif not missing and needs_caption and not (people.texts or machine.texts):
         defect = dropped[0] if dropped else NO_CAPTION
     return Candidate(
         name=name,
-        stamp=_stamp(path) if exists else (-1, -1),
+        stamp=(-1, -1) if missing else _stamp(path),
         audio=Span(path),
-        captions=written.texts,
-        synthetic_captions=synthetic.texts,
+        captions=people.texts,
+        synthetic_captions=machine.texts,
         defect=defect,
         warnings=() if defect else dropped,
     )
+
+
+def _of_table(audio_dir: Path, name: str, exists: bool, rows: Sequence[CaptionRow], needs_caption: bool) -> Candidate:
+    path = os.path.join(audio_dir, name)
+    written = [row.caption for row in rows if not row.synthetic]
+    synthetic = [row.caption for row in rows if row.synthetic]
+    missing = "" if exists else OUTSIDE if leaves_folder(name) else MISSING_FILE
+    return captioned(name, path, written, synthetic, missing=missing, needs_caption=needs_caption)
 
 
 def _beside(audio_dir: Path, name: str, has_sidecar: bool) -> Candidate:

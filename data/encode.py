@@ -1,5 +1,6 @@
-"""The work on one piece of audio that packing gives to its processes: decode, resample, encode, read its captions."""
+"""The work on one piece of audio that is given to processes: decode, resample, encode, read captions; or probe."""
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .audio import NOT_OPENED, AudioError, encode_flac_int16, read_audio
+from .audio import NOT_OPENED, SAMPLE_RATE, AudioError, check_seconds, encode_flac_int16, probe_seconds, read_audio
 from .sidecar import MAX_BYTES, read_sidecar
 
 MIN_SECONDS = 1.0
@@ -38,6 +39,21 @@ def encode(
     except AudioError as error:
         return values | {"reason": error.reason}, b""
     return values | {"samples": len(wave)}, encode_flac_int16(wave)
+
+
+def probe(path: str) -> tuple[dict[str, Any], bytes]:
+    """`seconds` that the header declares, and the `reason` why the file cannot be packed, as far as the header tells.
+
+    Only where the header declares no length is the file decoded. No bytes.
+    """
+    try:
+        seconds = probe_seconds(path)
+        if math.isinf(seconds):
+            seconds = len(read_audio(path, max_seconds=MAX_SECONDS)) / SAMPLE_RATE
+        check_seconds(path, seconds, MIN_SECONDS, MAX_SECONDS)
+    except AudioError as error:
+        return {"seconds": 0.0, "reason": error.reason}, b""
+    return {"seconds": seconds, "reason": ""}, b""
 
 
 def _decode(name: str, audio: tuple[str, int, int], scratch: str) -> np.ndarray[Any, np.dtype[np.float32]]:

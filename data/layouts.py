@@ -1,4 +1,4 @@
-"""How a corpus carries its captions: a csv, a json beside each audio file (LAION), or one json list (WavCaps)."""
+"""How a corpus carries its captions: a csv, a json beside each audio file (LAION), one json list (WavCaps), a mix."""
 
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -7,18 +7,19 @@ from ..errors import InputError
 from .audio import AUDIO_SUFFIXES
 from .captions import read_captions
 from .corpus import Candidate, candidates_of_table, candidates_with_sidecars, is_audio, list_files, sidecar_name
+from .curate.candidates import is_manifest, read_mix
 from .wavcaps import read_wavcaps
 
-Layout = Literal["auto", "csv", "laion", "wavcaps"]
+Layout = Literal["auto", "csv", "laion", "wavcaps", "manifest"]
 
 
 class Listing(NamedTuple):
     """A corpus as it will be packed."""
 
     candidates: list[Candidate]
-    """All audio, sorted by name."""
+    """All audio, sorted by name, or in the order of the manifest."""
     digest: str
-    """SHA-256 of the captions file, hexadecimal; empty where there is none."""
+    """SHA-256 of the captions file or of manifest.json, hexadecimal; empty where there is none."""
     how: str
     """Which layout was read, for the terminal."""
 
@@ -27,11 +28,17 @@ def list_corpus(audio_dir: Path, layout: Layout, captions: Path | None) -> Listi
     """Everything under `audio_dir` that may become clips, with its captions or the place where they are.
 
     `csv` reads `captions`, or no captions at all; `laion` a json with `text` beside each audio file, in the folder or
-    in the tars in it; `wavcaps` the json `captions`. `auto` is `wavcaps` for captions that end in .json, `csv` for
-    others; without captions it is `laion` where an audio file has a json or a tar is there, `csv` otherwise.
+    in the tars in it; `wavcaps` the json `captions`; `manifest` the mix that `cacophony curate mix` wrote to
+    `audio_dir`. `auto` is `wavcaps` for captions that end in .json, `csv` for others; without captions it is `manifest`
+    where one is there, `laion` where an audio file has a json or a tar is there, `csv` otherwise.
 
     Raises `InputError` when something cannot be read, `captions` does not go with `layout`, or there is no audio.
     """
+    if layout == "manifest" or (layout == "auto" and captions is None and is_manifest(audio_dir)):
+        if captions is not None:
+            raise InputError(f"layout manifest has captions in the mix; leave out --captions {captions}")
+        candidates, manifest = read_mix(audio_dir)
+        return Listing(candidates, manifest.digest, f"manifest (a mix of {manifest.rows} clips)")
     on_disk = list_files(audio_dir)
     chosen = _choose(on_disk, captions) if layout == "auto" else layout
     if chosen == "laion" and captions is not None:

@@ -29,9 +29,7 @@ from .progress import progress_bar
 from .shard_writer import ShardWriter, write_atomically
 from .shards_files import VERSION
 from .shards_index import ShardIndex, ShardTotals, refuse_full, shard_entry, shard_name
-from .workers import Answer, Workers
-
-CRASHED = "the decoder crashes on it"
+from .workers import CRASHED, Answer, Workers
 
 
 @dataclass

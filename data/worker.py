@@ -7,10 +7,15 @@ import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from .encode import encode
+from .encode import encode, probe
 from .tar_check import check_shard
 
-_TASKS: dict[str, Callable[..., tuple[dict[str, Any], bytes]]] = {"check": check_shard, "encode": encode}
+_Task = Callable[..., tuple[dict[str, Any], bytes]]
+_TASKS: dict[str, _Task] = {
+    "check": check_shard,
+    "encode": encode,
+    "probe": probe,
+}
 
 
 def main() -> None:

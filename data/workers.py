@@ -24,6 +24,9 @@ from ..errors import RunError
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 _MODULE = f"{__package__}.worker"
 
+CRASHED = "the decoder crashes on it"
+"""Why a clip cannot be used of which there is no answer."""
+
 
 class Answer(NamedTuple):
     """What a task returned."""
@@ -49,6 +52,10 @@ class Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes."""
         with self._lock:
             self._closed = True
             for process in self._processes:

@@ -91,12 +91,13 @@ class Cacophony:
         method: Method = "sample",
         temperature: float = 0.1,
         beams: int = 3,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
     ) -> list[str]:
         """Caption ``audio`` (as in :meth:`embed_audio`).
 
-        ``sample`` draws from softmax(logits / temperature) with ``seed``; ``greedy`` takes the likeliest token;
-        ``beam`` keeps ``beams`` hypotheses. Raises InputError where there is no tokenizer.
+        ``sample`` draws from softmax(logits / temperature) with ``seed``, one for all clips or one for each; ``greedy``
+        takes the likeliest token; ``beam`` keeps ``beams`` hypotheses. Raises InputError where there is no tokenizer,
+        or the model has no caption decoder.
         """
         tokenizer = self._require_tokenizer("captions as text")
         rows = self.caption_tokens(audio, method=method, temperature=temperature, beams=beams, seed=seed)
@@ -110,14 +111,18 @@ class Cacophony:
         method: Method = "sample",
         temperature: float = 0.1,
         beams: int = 3,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
     ) -> list[list[int]]:
         """Caption ``audio`` as :meth:`caption` does; returns token ids, ``<s>`` first, 0 after ``</s>``."""
         if not 0.0 < temperature < math.inf:
             raise InputError(f"temperature is {temperature}; expected more than 0 (greedy decoding is a method)")
+        self.model.require_captions()
         if beams < 1:
             raise InputError(f"beams is {beams}; expected at least 1")
         heat = 0.0 if method == "greedy" else temperature
+        seeds = torch.as_tensor([seed] * len(audio) if isinstance(seed, int) else list(seed), dtype=torch.int64)
+        if len(seeds) != len(audio):
+            raise InputError(f"seed has {len(seeds)} numbers for {len(audio)} clips; expected one for each, or one")
         max_length = min(MAX_LENGTH, self.model.config.text.max_positions)
         captions: list[list[int]] = [[] for _ in audio]
         for rows in self._batches([_patch_count(clip, self.max_patches) for clip in audio]):
@@ -126,7 +131,8 @@ class Cacophony:
             if method == "beam":
                 ids = beam_search(self.model, hidden, layout, beams=beams, max_length=max_length)
             else:
-                ids = sample(self.model, hidden, layout, temperature=heat, seed=seed, max_length=max_length)
+                own = seeds[rows].to(self.device)
+                ids = sample(self.model, hidden, layout, temperature=heat, seed=own, max_length=max_length)
             for row, tokens in zip(rows, ids.tolist(), strict=True):
                 captions[row] = tokens
         return captions

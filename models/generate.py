@@ -20,6 +20,7 @@ class _Decoding:
     """The state of a batch being decoded: caches of both stacks and the audio it attends to."""
 
     def __init__(self, model: AudioText, audio_hidden: Tensor, audio_layout: Layout) -> None:
+        model.require_captions()
         self.model = model
         self.audio_hidden = audio_hidden
         self.audio_layout = audio_layout
@@ -56,13 +57,14 @@ def sample(
     audio_layout: Layout,
     *,
     temperature: float = 0.1,
-    seed: int = 0,
+    seed: int | Tensor = 0,
     max_length: int = MAX_LENGTH,
 ) -> Tensor:
     """Caption clips by sampling from softmax(logits / temperature); temperature 0 is greedy decoding.
 
-    ``audio_hidden`` ``[B, L, D]``, padded. The draw at a position is a function of ``seed`` and the position alone, so
-    a clip's caption does not depend on the clips beside it. Returns token ids int64 ``[B, max_length]``.
+    ``audio_hidden`` ``[B, L, D]``, padded. The draw at a position is a function of ``seed`` (one, or int64 ``[B]``) and
+    the position alone, so a clip's caption does not depend on the clips beside it. Returns token ids int64
+    ``[B, max_length]``.
     """
     audio_layout = _check(model, audio_layout, max_length)
     state = _Decoding(model, audio_hidden, audio_layout)
@@ -83,11 +85,12 @@ def sample(
     return out
 
 
-def _draw(probabilities: Tensor, seed: int, position: int) -> Tensor:
+def _draw(probabilities: Tensor, seed: int | Tensor, position: int) -> Tensor:
     """Draw a token for each row ``[B, V]`` by inverting its distribution at one number in (0, 1)."""
-    key = counter_rng.root_key(seed, position, probabilities.device)
+    root = torch.zeros((), dtype=torch.int64, device=probabilities.device)
+    key = counter_rng.fold(counter_rng.fold(root, seed), position)
     bits = counter_rng.random_bits(key, torch.zeros_like(key))
-    at = (bits.double() + 0.5) / 2**32
+    at = ((bits.double() + 0.5) / 2**32).reshape(-1, 1)
     cumulative = probabilities.double().cumsum(dim=-1)
     return (cumulative < at * cumulative[:, -1:]).sum(dim=-1)
 

@@ -75,17 +75,15 @@ def on_actors(starter: Starter, items: list[int], actors: Actors) -> Iterator[in
     with _ray(actors) as ray:
         count = min(actors.workers, len(items))
         dataset = ray.data.from_items([{"item": item} for item in items], override_num_blocks=len(items))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `max_restarts` has no other way in yet, and the old one is deprecated
-            results = dataset.map_batches(
-                _Actor,
-                fn_constructor_args=(starter,),
-                batch_size=1,
-                compute=ray.data.ActorPoolStrategy(size=count),
-                num_cpus=1,
-                num_gpus=actors.gpus_per_worker or None,
-                max_restarts=0,  # an actor that died cannot be given the work again, only the whole stage can
-            )
+        results = dataset.map_batches(
+            _Actor,
+            fn_constructor_args=(starter,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=count),
+            num_cpus=1,
+            num_gpus=actors.gpus_per_worker or None,
+            ray_remote_args_fn=_not_restarted,
+        )
         try:
             for row in results.iter_rows():
                 if row["input_error"]:
@@ -95,6 +93,11 @@ def on_actors(starter: Starter, items: list[int], actors: Actors) -> Iterator[in
                 yield int(row["result"])
         except ray.exceptions.RayError as error:
             raise RunError(f"Ray could not go on: {_last_line(error)}") from error
+
+
+def _not_restarted() -> dict[str, Any]:
+    # An actor that died cannot be given its work again: only the whole stage can.
+    return {"max_restarts": 0}
 
 
 @contextmanager

@@ -101,6 +101,17 @@ class Manifest:
         """Rows in all parts."""
         return sum(part.rows for part in self.parts)
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Which manifest this is and what it was made of, for the settings of the stage that reads it."""
+        return {
+            "stage": self.stage,
+            "rows": self.rows,
+            "digest": self.digest,
+            "counts": self.counts,
+            "settings": self.settings,
+        }
+
     def part(self, number: int) -> list[Row]:
         """The rows of a part; raises `InputError` where the file is not what manifest.json says."""
         part = self.parts[number]
@@ -155,7 +166,11 @@ def new_row(id: str, source: str, kind: Kind, path: str, seconds: float) -> Row:
 def write_part(path: Path, rows: list[Row], counts: Mapping[str, int] | None = None) -> None:
     """Write a part under a temporary name, then rename it; `counts` lie in the file's metadata until all are there."""
     table = arrow().Table.from_pylist(cast("list[dict[str, Any]]", rows), schema=schema())
-    table = table.replace_schema_metadata({"counts": json.dumps(dict(counts or {}), sort_keys=True)})
+    write_table(path, table.replace_schema_metadata({"counts": json.dumps(dict(counts or {}), sort_keys=True)}))
+
+
+def write_table(path: Path, table: Any) -> None:
+    """Write an Arrow table as Parquet under a temporary name, then rename it."""
     # The name is its own: a worker of a run that was killed may still be writing the same part.
     unfinished = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
     _parquet().write_table(table, unfinished, compression="zstd")

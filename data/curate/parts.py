@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ...errors import InputError
 from ..progress import progress_bar
 from ..shard_writer import write_atomically
-from .actors import Actors, on_actors
+from .actors import Actors, Starter, on_actors
 from .manifest import MANIFEST_NAME, Manifest, Row, part_name, read_manifest, write_manifest, write_part
 
 _PLAN_NAME = "plan.json"
@@ -66,7 +66,7 @@ def run_stage(
         source: What is read.
         out: Directory of the result; must not exist, or be the complete result of the same call.
         stage: Name of the stage, for manifest.json and the bar.
-        settings: Everything that decides the rows, as JSON; `source` is added.
+        settings: Everything that decides the rows, as JSON; `source`, the provenance of what is read, is added.
         make: Called in each process that works. For Ray it has to survive a copy into another process: a function of a
             module, a frozen dataclass, or a `functools.partial` of these.
         actors: Where and on how many processes.
@@ -75,7 +75,24 @@ def run_stage(
     Raises:
         InputError: `out` is something else, or a stage with other settings was left unfinished there.
     """
-    plan = {"stage": stage, "settings": dict(settings) | {"source": source.digest}}
+    plan = {"stage": stage, "settings": dict(settings) | {"source": source.provenance}}
+    return run_parts(source, out, plan, lambda work: PartWorker(source, work, make), actors, progress)
+
+
+def run_parts(
+    source: Manifest,
+    out: Path,
+    plan: Mapping[str, Any],
+    worker_of: Callable[[Path], Starter],
+    actors: Actors,
+    progress: bool,
+    conclude: Callable[[Path], None] | None = None,
+) -> Manifest:
+    """`run_stage` with a worker of the caller's, made for the folder of unfinished work.
+
+    For each part of `source` the worker writes the part of the result with the same number and returns the rows that
+    it read; `conclude` is called with the folder when all parts are there, and adds what else belongs to the result.
+    """
     finished = finished_before(out, plan)
     if finished is not None:
         return finished
@@ -83,11 +100,12 @@ def run_stage(
     # A part gets its name when it is complete and on disk.
     todo = [number for number in range(len(source.parts)) if not (work / part_name(number)).is_file()]
     done_before = source.rows - sum(source.parts[number].rows for number in todo)
-    worker = PartWorker(source, work, make)
     with progress_bar(progress, "clips") as bar:
-        task = bar.add_task(stage, total=source.rows, completed=done_before)
-        for rows in _each(worker, todo, actors):
+        task = bar.add_task(plan["stage"], total=source.rows, completed=done_before)
+        for rows in _each(worker_of(work), todo, actors):
             bar.advance(task, rows)
+    if conclude is not None:
+        conclude(work)
     return finish(out, plan, len(source.parts))
 
 
@@ -136,7 +154,7 @@ def finish(out: Path, plan: Mapping[str, Any], parts: int) -> Manifest:
     return read_manifest(out)
 
 
-def _each(worker: PartWorker, todo: list[int], actors: Actors) -> Iterator[int]:
+def _each(worker: Starter, todo: list[int], actors: Actors) -> Iterator[int]:
     if actors.workers:
         yield from on_actors(worker, todo, actors)
     else:

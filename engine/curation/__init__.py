@@ -1,1 +1,1 @@
-"""Models that make a dataset's texts: trained or run by the engine, used by the stages in `data.curate`."""
+"""The stages of the dataset pipeline that need a network or draw pictures, and their commands."""
