@@ -145,7 +145,8 @@ def load_cleaner(name: str) -> tuple[Any, Any]:
     Weights are read from safetensors alone, no code of the directory is run. Raises `InputError` where that fails.
     """
     transformers = _transformers()
-    transformers.utils.logging.disable_progress_bar()  # of its own, about reading a file
+    if Path(name).is_dir():  # a download may show its progress
+        transformers.utils.logging.disable_progress_bar()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model = transformers.AutoModelForSeq2SeqLM.from_pretrained(
@@ -157,6 +158,7 @@ def load_cleaner(name: str) -> tuple[Any, Any]:
             f"{name}: no encoder-decoder that transformers can load from safetensors ({why}); "
             "expected a directory of cacophony curate finetune, or a T5-family model"
         ) from None
+    transformers.utils.logging.disable_progress_bar()  # of its own, about writing a file
     if tokenizer.pad_token_id is None or model.config.decoder_start_token_id is None:
         raise InputError(
             f"{name}: its tokenizer has no padding or its decoder no first token; expected a T5-family model"

@@ -55,7 +55,7 @@ def finetune(
 
     Raises:
         InputError: Pairs, model or `out` are wrong, or a call with other settings was left unfinished at `out`.
-        RunError: The loss is not finite.
+        RunError: A gradient or the held-out loss is not finite.
     """
     split = split_pairs(pairs, held_out=config.held_out, seed=config.seed, flagged=config.flagged)
     chosen = dtype or default_dtype(world.device)
@@ -112,13 +112,16 @@ def _train(
                 total += _update(learner, train, batch, config, step, dtype)
                 bar.advance(task, len(batch))
             train_loss = float(total) / sum(len(each.target) for each in train)
-            history.append({"train_loss": train_loss, "held_out_loss": _loss(learner, held_out, config, dtype)})
+            held_out_loss = _loss(learner, held_out, config, dtype)
+            if not math.isfinite(held_out_loss):
+                raise RunError(f"the held-out loss of epoch {epoch + 1} is not finite; lower --learning-rate")
+            history.append({"train_loss": train_loss, "held_out_loss": held_out_loss})
             learner.save(_checkpoint(work, epoch), {"history": history})
             best = _best(history)
             if world.is_main:
                 for other in set(range(epoch)) - {best}:
                     shutil.rmtree(_checkpoint(work, other), ignore_errors=True)
-            bar.update(task, description=f"finetune, held-out loss {history[-1]['held_out_loss']:.3f}")
+            bar.update(task, description=f"finetune, held-out loss {held_out_loss:.3f}")
     return _best(history), history
 
 

@@ -63,7 +63,9 @@ class Learner:
         unfinished = folder.with_name(f"{folder.name}.tmp")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
-        self.model.save_pretrained(unfinished, state_dict=weights)
+        # Gathered from shards, tied weights are tensors of their own: each goes into the file once.
+        once = {name for name, _ in self.model.named_parameters()} | {name for name, _ in self.model.named_buffers()}
+        self.model.save_pretrained(unfinished, state_dict={name: weights[name] for name in weights if name in once})
         self.tokenizer.save_pretrained(unfinished)
         save_tensors(_flat(moments["state"]), unfinished / OPTIMIZER_NAME)
         write_json(unfinished / STATE_NAME, state)

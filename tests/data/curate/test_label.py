@@ -160,6 +160,21 @@ def test_a_reply_that_is_no_answer_is_asked_again_by_the_next_call(manifest: Man
     assert set(endpoint.answered.values()) == {1}
 
 
+def test_an_endpoint_that_goes_away_ends_the_run_and_keeps_what_it_answered(manifest: Manifest) -> None:
+    with serve(Loopback(trouble=lambda text, tries: 500 if len(endpoint.answered) >= 5 and gone else None)) as endpoint:
+        gone = [True]
+        work = labelling(manifest, endpoint, size=CLIPS, asked={"retries": 0, "concurrency": 4})
+        with pytest.raises(RunError, match="left 20 requests in a row without an answer"):
+            run(work)
+        paid = sum(endpoint.answered.values())
+        gone.clear()
+        pairs = run(work)
+
+    assert 5 <= paid < 10
+    assert len(pairs) == CLIPS
+    assert set(endpoint.answered.values()) == {1}
+
+
 def test_killed_in_the_midst_and_called_again_nothing_is_paid_twice(manifest: Manifest) -> None:
     with serve(Loopback()) as good:
         expected = run(labelling(manifest, good, out=manifest.folder.with_name("whole")))

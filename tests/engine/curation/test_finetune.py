@@ -145,6 +145,8 @@ def test_two_ranks_go_on_with_what_one_began_and_learn_what_one_learns(
     ]
     start, one, two = (torch.cat([state[name].flatten() for name in states[0]]) for state in states)
     assert float((two - one).norm() / (one - start).norm()) < 0.02
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("one", "two")]
+    assert sizes[0] == sizes[1]  # what is tied is stored once
     assert '"T5ForConditionalGeneration"' in (tmp_path / "two" / "config.json").read_text()
 
 
