@@ -131,9 +131,12 @@ def prepare(out: Path, plan: Mapping[str, Any]) -> Path:
         if not left.is_file():  # killed before anything was done
             write_atomically(left, content)
         elif left.read_bytes() != content:
-            raise InputError(
-                f"{work}: unfinished work with other inputs or settings; call it as before to continue, or remove it"
-            )
+            if any(work.glob("*.parquet")):
+                raise InputError(
+                    f"{work}: unfinished work with other inputs or settings; call it as before to continue, or remove "
+                    "it"
+                )
+            write_atomically(left, content)  # refused before anything was done: a model that is none, say
     else:
         work.mkdir(parents=True)
         write_atomically(work / _PLAN_NAME, content)

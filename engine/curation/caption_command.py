@@ -1,5 +1,6 @@
 """`cacophony curate caption`."""
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,11 @@ from ...data.curate.actors import ActorFlags, Actors
 from ...data.curate.caption import caption
 from ...data.curate.captioner import Captioner
 from ...data.curate.manifest import Kind, read_manifest
+from ...data.shard_writer import sha256_of
 from ...errors import InputError
 from ...json_file import read_json
 from ...models.config import AudioTextConfig
-from ...models.model_directory import MODEL_TYPES, is_model_directory, read_config
+from ...models.model_directory import CONFIG_FILE, MODEL_TYPES, is_model_directory, read_config
 from ..evaluate.store import checkpoint_digest
 from .model_captioner import CaptionDecoding, make_model_captioner
 
@@ -90,12 +92,19 @@ def _captioner(
         return make, {"model": checkpoint_digest(path)}
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: is a file; expected a model directory, or the name of a transformers model")
+    # Imported here: transformers takes as long as all else that a command imports, and only this one needs it.
     from .transformers_captioner import make_transformers_captioner
 
-    name = str(path.resolve()) if path.is_dir() else model
+    name, files = (str(path.resolve()), _digest(path)) if path.is_dir() else (model, "")
     make = partial(make_transformers_captioner, name, decoding, prompt, max_tokens, device, batch_size)
-    return make, {"model": name, "prompt": prompt, "max_tokens": max_tokens}
+    return make, {"model": name, "files": files, "prompt": prompt, "max_tokens": max_tokens}
+
+
+def _digest(directory: Path) -> str:
+    """SHA-256 over the settings and weights of a model of transformers, hexadecimal."""
+    files = sorted(path for path in directory.iterdir() if path.suffix in (".json", ".safetensors"))
+    return hashlib.sha256("".join(f"{path.name} {sha256_of(path)}\n" for path in files).encode()).hexdigest()
 
 
 def _is_ours(path: Path) -> bool:
-    return is_model_directory(path) and read_json(path / "config.json").get("model_type") in MODEL_TYPES
+    return is_model_directory(path) and read_json(path / CONFIG_FILE).get("model_type") in MODEL_TYPES

@@ -83,7 +83,10 @@ def write_report(result: Manifest, folder: Path, thresholds: Thresholds, failed:
 
 
 def scores_figure(scores: dict[str, Scores]) -> Figure:
-    """A histogram for each pass that gives scores: the nearest evaluation clip of every clip, and the threshold."""
+    """A histogram for each pass that gives scores: the nearest evaluation clip of every clip, and the threshold.
+
+    A clip whose fingerprint is near none has no score.
+    """
     figure = Figure(figsize=(8, 2.6 * len(scores)), layout="constrained")
     middles = (np.arange(_BINS) + 0.5) / _BINS
     for axes, (name, of) in zip(np.atleast_1d(figure.subplots(len(scores))), scores.items(), strict=True):
@@ -91,13 +94,15 @@ def scores_figure(scores: dict[str, Scores]) -> Figure:
         axes.bar(middles, of.counts[0], 1 / _BINS, color=COLOURS[0], label="kept")
         axes.bar(middles, of.counts[1], 1 / _BINS, bottom=of.counts[0], color=COLOURS[3], label="excluded")
         axes.axvline(of.threshold, color=INK, linewidth=1)
-        axes.text(of.threshold, 0.97, f" {of.threshold:g}", transform=axes.get_xaxis_transform(), va="top", color=INK)
+        side = "right" if of.threshold > 0.8 else "left"
+        place = {"transform": axes.get_xaxis_transform(), "va": "top", "ha": side, "color": INK}
+        axes.text(of.threshold, 0.97, f" {of.threshold:g} ", **place)
         axes.set_yscale("symlog", linthresh=1)
         axes.set_ylim(bottom=0)
         axes.set_xlim(0, 1)
         axes.set_title(f"{name}: cosine with the nearest evaluation clip", color=INK, fontsize=10, loc="left")
         axes.set_ylabel("clips", color=FAINT)
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(frameon=False, fontsize=9, loc="upper left")
     return figure
 
 

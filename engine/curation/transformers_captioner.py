@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import soxr
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq, AutoProcessor
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
@@ -37,18 +38,22 @@ class KeyedSampling(LogitsProcessor):
     """Makes of the likeliest token a draw from softmax(scores / temperature).
 
     Adding Gumbel noise to all scores and taking the largest is such a draw; the noise of a row is a function of the
-    row's seed and the position, so a caption depends on no other clip and on no generator's state.
+    row's seed and the number of the new token, so a caption depends on no other clip and on no generator's state.
+    One is for one batch.
     """
 
     def __init__(self, seeds: Tensor, temperature: float) -> None:
         """`seeds`: int64 `[B]`."""
         self._seeds = seeds
         self._temperature = temperature
+        self._prompt_length: int | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores `[B, V]` with the noise of the next position."""
+        """Scores `[B, V]` with the noise of the next token."""
+        if self._prompt_length is None:
+            self._prompt_length = input_ids.shape[1]
         root = torch.zeros((), dtype=torch.int64, device=scores.device)
-        key = counter_rng.fold(counter_rng.fold(root, self._seeds), input_ids.shape[1])
+        key = counter_rng.fold(counter_rng.fold(root, self._seeds), input_ids.shape[1] - self._prompt_length)
         words = counter_rng.random_bits(key[:, None], torch.arange(scores.shape[1], device=scores.device))
         uniform = (words.double() + 0.5) / 2**32
         return scores.double() / self._temperature - torch.log(-torch.log(uniform))
@@ -166,7 +171,7 @@ def make_transformers_captioner(
     """
     try:
         family, model, processor = _load(name)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
         why = " ".join(str(error).split())

@@ -209,3 +209,13 @@ def test_impossible_lengths_and_layouts_are_refused(max_length: int) -> None:
         sample(model, hidden.flatten(0, 1), Packed.from_lengths([5] * 4), max_length=3)
     with pytest.raises(ValueError, match="beams"):
         beam_search(model, hidden, layout, beams=0, max_length=3)
+
+
+def test_a_seed_for_each_clip_draws_what_it_draws_alone() -> None:
+    model, (hidden, layout) = build(3, eos_bias=1.0), audio(3)
+    seeds = torch.tensor([7, 0, 2**40, 7])
+    together = sample(model, hidden, layout, temperature=1.0, seed=seeds, max_length=8)
+
+    for row, seed in enumerate(seeds.tolist()):
+        alone = sample(model, hidden, layout, temperature=1.0, seed=seed, max_length=8)
+        assert torch.equal(together[row], alone[row])

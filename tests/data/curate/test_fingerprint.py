@@ -39,7 +39,7 @@ def copied(
 ) -> np.ndarray:
     """`wave` stored in some way and read again."""
     file = io.BytesIO()
-    options = {} if compression_level is None else {"compression_level": compression_level}
+    options: dict[str, Any] = {} if compression_level is None else {"compression_level": compression_level}
     sf.write(file, soxr.resample(gain * wave, RATE, rate), rate, format=format, subtype=subtype, **options)
     file.seek(0)
     stored, _ = sf.read(file, dtype="float32")
