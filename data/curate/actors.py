@@ -75,15 +75,17 @@ def on_actors(starter: Starter, items: list[int], actors: Actors) -> Iterator[in
     with _ray(actors) as ray:
         count = min(actors.workers, len(items))
         dataset = ray.data.from_items([{"item": item} for item in items], override_num_blocks=len(items))
-        results = dataset.map_batches(
-            _Actor,
-            fn_constructor_args=(starter,),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=count),
-            num_cpus=1,
-            num_gpus=actors.gpus_per_worker or None,
-            ray_remote_args_fn=_not_restarted,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `max_restarts` has no way in that Ray does not call deprecated
+            results = dataset.map_batches(
+                _Actor,
+                fn_constructor_args=(starter,),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=count),
+                num_cpus=1,
+                num_gpus=actors.gpus_per_worker or None,
+                ray_remote_args_fn=_not_restarted,
+            )
         try:
             for row in results.iter_rows():
                 if row["input_error"]:
