@@ -25,9 +25,12 @@ from .bench.commands import (
 )
 from .bench.data_command import data_command
 from .bench.profile_command import profile_command
+from .bench.soak_command import soak_command
 from .bench.update_command import update_command
 from .data.commands import check_command, merge_command, pack_command
-from .data.curate.commands import ingest_command
+from .data.curate.clean_command import clean_command
+from .data.curate.ingest_command import ingest_command
+from .data.curate.label_command import label_command
 from .engine.commands import (
     INTERRUPTED,
     caption_command,
@@ -38,6 +41,7 @@ from .engine.commands import (
 from .engine.convert_command import convert_command
 from .engine.curation.caption_command import curate_caption_command
 from .engine.curation.exclude_command import exclude_command
+from .engine.curation.finetune_command import finetune_command
 from .engine.curation.mix_command import mix_command
 from .engine.demo import demo_command
 from .engine.evaluate.commands import (
@@ -67,6 +71,22 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
         command(shards_stats_command, "cacophony shards stats"),
     ),
     "shards merge": ("join packed directories into one", command(merge_command, "cacophony shards merge")),
+    "curate ingest": (
+        "collect published collections in one manifest",
+        command(ingest_command, "cacophony curate ingest"),
+    ),
+    "curate label": (
+        "captions of a sample of noisy descriptions, from a language model",
+        command(label_command, "cacophony curate label"),
+    ),
+    "curate finetune": (
+        "a cleaner, trained on such captions",
+        command(finetune_command, "cacophony curate finetune"),
+    ),
+    "curate clean": (
+        "captions of every noisy description, from a cleaner",
+        command(clean_command, "cacophony curate clean"),
+    ),
     "curate caption": (
         "caption the clips of a manifest with a model",
         command(curate_caption_command, "cacophony curate caption"),
@@ -74,10 +94,6 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "curate exclude": (
         "mark clips of a manifest that are in an evaluation set",
         command(exclude_command, "cacophony curate exclude"),
-    ),
-    "curate ingest": (
-        "collect published collections in one manifest",
-        command(ingest_command, "cacophony curate ingest"),
     ),
     "curate mix": (
         "choose what is trained on, with a card of it",
@@ -127,6 +143,10 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "bench data": (
         "how fast clips are loaded, and how many cores feed a GPU",
         command(data_command, "cacophony bench data"),
+    ),
+    "bench soak": (
+        "whether a process that trains for an hour keeps its size",
+        command(soak_command, "cacophony bench soak"),
     ),
     "bench packing": (
         "what padding costs: both towers, packed against padded",

@@ -1,103 +1,37 @@
 """How fast clips come out of shards, by loader and by stage, and what a core's second of that costs.
 
-The ways: the loader's own threads (``native``), the same with DALI as decoder (``dali``), and what trainers mostly do
-(``torch``, :mod:`.torch_loader`): a DataLoader over files, soundfile, padding; log-mel after it or in its workers.
+The ways: the loader's own threads (``native``), the same with libsndfile (``soundfile``) or DALI (``dali``) as decoder,
+and what trainers mostly do (``torch``, :mod:`.torch_loader`): a DataLoader over files, soundfile, padding; log-mel
+after it or in its workers.
 """
 
 import contextlib
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import soundfile
 import torch
-from torch import Tensor
 
-from ..data.batch import AudioTextBatch, collate_packed
-from ..data.dali import DaliDecoder
-from ..data.frontend import DaliLogMel
 from ..data.loader import Loader, LoaderConfig
-from ..data.pack import MAX_SECONDS, MIN_SECONDS, pack
-from ..data.packing import pack_waves
+from ..data.pack import pack
 from ..data.shards import Clip, Shards
 from ..data.synthesis import BACKGROUNDS, MOTIONS, PITCHES, RHYTHMS, SAMPLE_RATE, SOURCES, Scene, render_scene
-from ..engine.stopwatch import synchronise
 from ..errors import InputError, RunError
-from ..kernels.log_mel import log_mel
 from .child import run_module
-from .providers import check_names, why
-from .torch_loader import pad_waves, padded_log_mel, read_wave
+from .data_decoders import make_decoder
+from .data_settings import DataProvider, DataSettings
+from .data_stages import MIN_PASSES, STAGES, DataRates, Stages
+from .providers import why
 
-DataProvider = Literal["native", "dali", "torch", "torch + mel"]
-PROVIDERS: tuple[DataProvider, ...] = ("native", "dali", "torch", "torch + mel")
 LOADER = "loader"
-STAGES = ("read", "decode", "crop + pack", "copy", "mel")
 
 _CHILD_STARTS_S = 60.0  # at most, on a busy machine
-_MIN_PASSES = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """What is measured."""
-
-    data: str | None = None
-    """Packed shards; a synthetic corpus of so many ``clips`` of ``clip_seconds`` is made where none are named."""
-    clips: int = 64
-    """Clips that the stages and the DataLoader are given, the first of the shards."""
-    clip_seconds: float = 10.0
-    crop_seconds: float = 15.0
-    """Longer clips are cropped to this."""
-    batch_size: int = 16
-    workers: int = 2
-    """Threads, of DALI too, or processes of the DataLoader."""
-    seconds: float = 3.0
-    """Time of a loader; of a stage a quarter of it."""
-    providers: Sequence[DataProvider] = PROVIDERS
-    device: str = "cpu"
-
-    def check(self) -> None:
-        """Raise InputError where a number is outside its range or a name unknown."""
-        for name in ("clips", "batch_size", "workers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least 1")
-        if self.batch_size > self.clips:
-            raise InputError(f"--batch-size is {self.batch_size}; expected at most the {self.clips} --clips")
-        if not MIN_SECONDS <= self.clip_seconds <= MAX_SECONDS:
-            raise InputError(f"--clip-seconds is {self.clip_seconds}; expected {MIN_SECONDS:g} to {MAX_SECONDS:g}")
-        for name in ("crop_seconds", "seconds"):
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected more than 0")
-        check_names("provider", self.providers, PROVIDERS)
-
-
-@dataclass(frozen=True)
-class DataRates:
-    """What was moved in the time measured; ``bytes`` of FLAC, of the stages after decoding int16 samples."""
-
-    clips: int
-    seconds: float
-    cpu_seconds: float
-    audio_seconds: float
-    bytes: int
-
-    def figures(self) -> dict[str, float]:
-        """Return the rates, as they stand in the JSON file."""
-        return {
-            "clips": self.clips,
-            "seconds": self.seconds,
-            "clips_per_s": self.clips / self.seconds,
-            "audio_hours_per_s": self.audio_seconds / 3600 / self.seconds,
-            "bytes_per_s": self.bytes / self.seconds,
-            "cpu_seconds_per_clip": self.cpu_seconds / self.clips,
-            "clip_seconds": self.audio_seconds / self.clips,
-        }
 
 
 @dataclass(frozen=True)
@@ -122,8 +56,8 @@ def bench_data(settings: DataSettings, folder: Path) -> Iterator[DataRow]:
         files = _extract(shards, clips, folder / "files")
         for provider in settings.providers:
             yield _row(LOADER, provider, settings.workers, lambda p=provider: _loader_rates(p, shards, files, settings))
-        bench = _Stages(shards, clips, files, settings)
-        with _one_thread():
+        with _one_thread(), ThreadPoolExecutor(1) as pool:
+            bench = Stages(shards, clips, files, settings, pool)
             for stage in STAGES:
                 for provider in settings.providers:
                     if (measured := bench.of(stage, provider)) is not None:
@@ -175,94 +109,21 @@ def _loader_rates(provider: DataProvider, shards: Shards, files: Sequence[Path],
         workers=settings.workers,
         pin_memory=settings.device.startswith("cuda"),
     )
-    decoder = DaliDecoder(settings.workers) if provider == "dali" else None
-    with contextlib.closing(Loader(shards, config, decoder=decoder)) as loader:
+    with (
+        ThreadPoolExecutor(settings.workers) as pool,
+        contextlib.closing(Loader(shards, config, decoder=make_decoder(provider, pool, settings.workers))) as loader,
+    ):
         next(loader)
         # In the mean of the clips that the stages are given; of other clips nobody asked the size.
         flac_bytes = sum(file.stat().st_size for file in files) / len(files)
         samples = clips = 0
         begun, cpu = time.perf_counter(), time.process_time()
-        while time.perf_counter() - begun < settings.seconds or clips < _MIN_PASSES * settings.batch_size:
+        while time.perf_counter() - begun < settings.seconds or clips < MIN_PASSES * settings.batch_size:
             batch = next(loader)
             clips += batch.num_clips
             samples += len(batch.wave)
         seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu
     return DataRates(clips, seconds, cpu_seconds, samples / SAMPLE_RATE, round(flac_bytes * clips))
-
-
-class _Stages:
-    """The stages of a batch one by one, each on all clips until its time is over."""
-
-    def __init__(self, shards: Shards, clips: Sequence[Clip], files: Sequence[Path], settings: DataSettings) -> None:
-        self.shards, self.clips, self.files, self.settings = shards, clips, files, settings
-        self.device = torch.device(settings.device)
-        self.flacs = [shards.flac(clip) for clip in clips]
-        self.frames = [min(clip.samples, round(settings.crop_seconds * SAMPLE_RATE)) for clip in clips]
-        self.waves = [
-            shards.decode(clip, flac, 0, n) for clip, flac, n in zip(clips, self.flacs, self.frames, strict=True)
-        ]
-
-    def of(self, stage: str, provider: DataProvider) -> Callable[[], DataRates] | None:
-        """Return what measures a stage; None where the provider does it as another one or not at all."""
-        if provider == "torch + mel" or (provider == "dali" and stage in ("read", "crop + pack", "copy")):
-            return None
-        flac_bytes, pcm_bytes = sum(map(len, self.flacs)), 2 * sum(self.frames)
-        moved = flac_bytes if stage in ("read", "decode") else pcm_bytes
-        run = {"read": self._read, "decode": self._decode, "crop + pack": self._pack, "mel": self._mel}
-        if stage == "copy":
-            return (lambda: self._measure(self._copy(), moved)) if provider == "native" else None
-        return lambda: self._measure(run[stage](provider), moved)
-
-    def _measure(self, run: Callable[[], Any], moved: int) -> DataRates:
-        run()  # compiles, allocates
-        synchronise(self.device)
-        passes, begun, cpu = 0, time.perf_counter(), time.process_time()
-        while time.perf_counter() - begun < self.settings.seconds / 4 or passes < _MIN_PASSES:
-            run()
-            passes += 1
-        synchronise(self.device)
-        seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu
-        audio = passes * sum(self.frames) / SAMPLE_RATE
-        return DataRates(passes * len(self.clips), seconds, cpu_seconds, audio, passes * moved)
-
-    def _read(self, provider: DataProvider) -> Callable[[], Any]:
-        if provider == "torch":
-            return lambda: [file.read_bytes() for file in self.files]
-        return lambda: [self.shards.flac(self.shards.clip(clip.index)) for clip in self.clips]
-
-    def _decode(self, provider: DataProvider) -> Callable[[], Any]:
-        if provider == "torch":
-            return lambda: [read_wave(flac, 0, n) for flac, n in zip(self.flacs, self.frames, strict=True)]
-        if provider == "native":
-            rows = list(zip(self.clips, self.flacs, self.frames, strict=True))
-            return lambda: [self.shards.decode(clip, flac, 0, n) for clip, flac, n in rows]
-        decoder = DaliDecoder(1)
-        return lambda: decoder.decode(self.flacs)
-
-    def _pack(self, provider: DataProvider) -> Callable[[], Any]:
-        if provider == "torch":
-            waves = [torch.from_numpy(wave / np.float32(32_768)) for wave in self.waves]
-            return lambda: pad_waves(waves)
-        return self._batch
-
-    def _batch(self) -> AudioTextBatch:
-        packed = pack_waves(self.waves, [0] * len(self.waves), self.frames, pin_memory=self.device.type == "cuda")
-        return collate_packed(*packed, [clip.index for clip in self.clips], None)
-
-    def _copy(self) -> Callable[[], Any]:
-        if self.device.type == "cpu":
-            raise InputError("there is no device to copy to")
-        batch = self._batch()
-        return lambda: batch.to(self.device)
-
-    def _mel(self, provider: DataProvider) -> Callable[[], Any]:
-        if provider == "torch":
-            padded: tuple[Tensor, Tensor] = pad_waves([torch.from_numpy(w / np.float32(32_768)) for w in self.waves])
-            waves = padded[0].to(self.device)
-            return lambda: padded_log_mel(waves)
-        batch = self._batch().to(self.device)
-        front_end = log_mel if provider == "native" else DaliLogMel(self.device)
-        return lambda: front_end(batch.wave, batch.wave_offsets)
 
 
 @contextlib.contextmanager

@@ -7,8 +7,9 @@ from pathlib import Path
 from ..engine.distributed import choose_device
 from ..json_file import check_writable
 from .commands import JsonFile, finish
-from .data import PROVIDERS, DataProvider, DataSettings, bench_data
+from .data import bench_data
 from .data_demand import data_figures
+from .data_settings import PROVIDERS, DataProvider, DataSettings
 from .data_tables import data_page
 
 
@@ -36,8 +37,9 @@ def data_command(
         batch_size: Clips of a batch.
         workers: Threads of the loader, or processes of the rival.
         seconds: Time of each loader; a stage has a quarter of it.
-        provider: native, the loader's own threads; dali, DALI decodes for it; torch, a DataLoader with soundfile and
-            padding, the rival; torch + mel, the same with log-mel by torch.stft in its workers.
+        provider: native, the loader's own threads and FLAC decoder; soundfile, these threads with libsndfile; dali,
+            DALI decodes for it; torch, a DataLoader with soundfile and padding, the rival; torch + mel, the same with
+            log-mel by torch.stft in its workers.
         device: Where batches go: cpu, cuda, ...; auto takes a GPU where there is one.
         out: File to write the tables to, as Markdown.
         json_file: File to write the same figures to as JSON, with device and versions.

@@ -14,9 +14,9 @@ from ..engine.plan import Machine, Planner
 from ..engine.presets import preset
 from ..engine.step_memory import ClipSize
 from ..errors import InputError
+from ..kernels.choose_patches import keep_at_most
 from ..kernels.layout import LayoutName
 from ..kernels.log_mel import FREQ_PATCHES, num_patches
-from ..kernels.patch_mask import keep_at_most
 from ..models.by_hand import Stash
 from .training_step import StepProvider
 

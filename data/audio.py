@@ -4,6 +4,7 @@ What a file claims about itself is not trusted: it is decoded in blocks, resampl
 early is refused, also where libsndfile would shorten it in silence.
 """
 
+import contextlib
 import io
 import math
 import os
@@ -16,6 +17,7 @@ import soundfile as sf
 import soxr
 
 from ..errors import InputError
+from .flac import decode_native, is_within, native_samples
 from .ogg import ogg_is_whole
 
 SAMPLE_RATE = 16_000
@@ -43,7 +45,6 @@ _SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND|riff|Riff size)\s*:\s*(\d+) \(shoul
 _STREAMED_BYTES = 0x7FFF_0000
 # One MPEG frame: encoders disagree by that much on the count of a whole file.
 _MPEG_FRAME = 1_152
-_MAX_MEMBER_FRAMES = 3_600 * SAMPLE_RATE
 
 
 class AudioError(InputError):
@@ -127,16 +128,26 @@ def encode_flac_int16(wave: np.ndarray) -> bytes:
 def decode_flac_int16(data: bytes, start: int = 0, frames: int = -1) -> np.ndarray[Any, np.dtype[np.int16]]:
     """Samples `start` to `start + frames` (-1: to the end) of 16 kHz mono FLAC bytes, int16 `[frames]`; seeks.
 
-    Raises `AudioError` when the bytes are not 16 kHz mono audio, are damaged, or hold fewer samples than asked for.
+    Decoded by the native library where that takes the stream (see `flac`), else by soundfile. Raises `AudioError` when
+    the bytes are not 16 kHz mono audio, are damaged, or hold fewer samples than asked for.
     """
+    declared = native_samples(data)
+    stop = declared if frames < 0 else start + frames
+    if is_within(start, stop, declared):
+        with contextlib.suppress(ValueError):
+            return decode_native(data, start, stop - start)
+    return decode_flac_by_soundfile(data, start, frames)
+
+
+def decode_flac_by_soundfile(data: bytes, start: int = 0, frames: int = -1) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """What `decode_flac_int16` returns and raises, decoded by soundfile."""
     name = "FLAC member"
     try:
         with sf.SoundFile(io.BytesIO(data)) as file:
             if (file.format, file.samplerate, file.channels) != ("FLAC", SAMPLE_RATE, 1):
                 raise AudioError(name, f"{file.format} at {file.samplerate} Hz with {file.channels} channels")
             stop = file.frames if frames < 0 else start + frames
-            # The header may claim any length: nothing is allocated for more than a clip can hold.
-            if not 0 <= start <= stop <= file.frames or stop - start > _MAX_MEMBER_FRAMES:
+            if not is_within(start, stop, file.frames):
                 raise AudioError(name, f"samples {start} to {stop} asked for, {file.frames} declared")
             file.seek(start)
             wave = np.asarray(file.read(stop - start, dtype="int16"), np.int16)

@@ -1,100 +1,11 @@
-"""Decoding with NVIDIA DALI: its threads decode FLAC outside Python, many clips at a time.
-
-Order, crops, resume and ranks stay with :mod:`.loader`, which hands the encoded members over. DALI's own reader of tars
-(`fn.readers.webdataset`) keeps none of the promises: its order is its own and changes with the number of ranks,
-a member that cannot be decoded costs the batch, and its checkpoint loads without a word into another batch size. The
-pipeline here has neither order nor state.
-"""
+"""Whether NVIDIA DALI is here; for modules that are imported where nothing decodes."""
 
 import importlib
-import logging
-from collections.abc import Sequence
-from typing import Any, Literal
-
-import numpy as np
-
-from ..errors import InputError
-
-_log = logging.getLogger(__name__)
+from typing import Literal
 
 LoaderName = Literal["auto", "native", "dali"]
 
-# A refused member costs the clips that were decoded with it, and outputs are held until the batch is packed.
-_CLIPS_PER_RUN = 64
-# DALI decodes a clip from end to end; libsndfile seeks, and takes about 1.5 times as long for the same samples.
-_MAX_DECODED_PER_WANTED = 1.5
 _OLDEST = (2, 0)
-
-
-class DaliDecoder:
-    """A :class:`.loader.BatchDecoder`; it runs on the CPU, also where there is a GPU: DALI decodes audio only there."""
-
-    def __init__(self, threads: int) -> None:
-        """Raise `InputError` where DALI cannot be imported or is too old."""
-        problem = dali_problem()
-        if problem:
-            raise InputError(f"data.loader is dali, but {problem}; install cacophony-engine[dali], or set it to native")
-        self._threads = threads
-        self._pipeline: Any = self._build()
-
-    def accepts(self, samples: int, frames: int) -> bool:
-        """Whether decoding the whole clip is cheaper than seeking to the crop."""
-        return samples <= _MAX_DECODED_PER_WANTED * frames
-
-    def decode(self, members: Sequence[bytes]) -> list[np.ndarray | None]:
-        """Decode FLAC members (mono PCM_16) to int16 `[n]`, views of DALI's memory.
-
-        One that DALI refuses ends its pipeline: it is built anew, and all clips of that run are None, which is logged.
-        """
-        waves: list[np.ndarray | None] = []
-        for first in range(0, len(members), _CLIPS_PER_RUN):
-            run = members[first : first + _CLIPS_PER_RUN]
-            try:
-                waves += self._run(run)
-            except RuntimeError as error:
-                _log.warning("DALI refused %d clips (%s); the loader's threads decode them", len(run), _reason(error))
-                waves += [None] * len(run)
-                self._pipeline = self._build()
-        return waves
-
-    def close(self) -> None:
-        """Free the pipeline; the decoder cannot be used again."""
-        self._pipeline = None
-
-    def _run(self, members: Sequence[bytes]) -> list[np.ndarray | None]:
-        self._pipeline.feed_input("flac", [np.frombuffer(member, np.uint8) for member in members])
-        (decoded,) = self._pipeline.run()
-        return [_mono(np.from_dlpack(wave)) for wave in decoded]
-
-    def _build(self) -> Any:
-        dali = importlib.import_module("nvidia.dali")
-        # Depth 1: a run decodes what was fed to it, nothing is in flight between two runs.
-        pipeline = dali.Pipeline(
-            batch_size=_CLIPS_PER_RUN, num_threads=self._threads, device_id=None, prefetch_queue_depth=1
-        )
-        with pipeline:
-            flac = dali.fn.external_source(name="flac", ndim=1, dtype=dali.types.UINT8)
-            wave, _ = dali.fn.decoders.audio(flac, dtype=dali.types.INT16, downmix=False)
-            pipeline.set_outputs(wave)
-        pipeline.build()
-        return pipeline
-
-
-def choose_decoder(name: LoaderName, device_type: str, threads: int) -> tuple[DaliDecoder | None, str]:
-    """Choose who decodes for a device ("cuda", "cpu"): a decoder, or None for the loader's threads, and a line on why.
-
-    `auto` is DALI for a GPU where DALI can be imported. Raises `InputError` where `dali` is asked for and it cannot.
-    """
-    if name == "native":
-        return None, "loader: native, as asked for"
-    if name == "dali":
-        return DaliDecoder(threads), "loader: dali, as asked for"
-    if device_type != "cuda":
-        return None, f"loader: native (auto: dali is for cuda, this is {device_type})"
-    problem = dali_problem()
-    if problem:
-        return None, f"loader: native (auto: {problem})"
-    return DaliDecoder(threads), "loader: dali (auto: cuda, and DALI is here)"
 
 
 def dali_problem() -> str:
@@ -102,22 +13,11 @@ def dali_problem() -> str:
     try:
         version = str(importlib.import_module("nvidia.dali").__version__)
     except (ImportError, OSError) as error:
-        return f"nvidia.dali cannot be imported ({_first_line(str(error))})"
+        return f"nvidia.dali cannot be imported ({_first_line(error)})"
     if tuple(map(int, version.split(".")[:2])) < _OLDEST:
         return f"DALI is {version}, older than {'.'.join(map(str, _OLDEST))}"
     return ""
 
 
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0]
-
-
-def _reason(error: RuntimeError) -> str:
-    """What happened, out of a report in many lines."""
-    report = str(error)
-    return _first_line(report.partition("encountered:")[2] or report)
-
-
-def _mono(wave: np.ndarray) -> np.ndarray | None:
-    """The only channel of `[n, 1]`, None where there are more."""
-    return wave.reshape(-1) if wave.shape[1:] == (1,) else None
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -3,10 +3,9 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import PurePosixPath
 
 from ..errors import InputError
-from .shards import DamagedMember
+from .shards import DamagedMember, source_of
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +45,3 @@ class DamageCount:
     def summary(self) -> str:
         """The counts in words, the largest first; empty where nothing was damaged."""
         return ", ".join(f"{source}: {count}" for source, count in self.by_source.most_common())
-
-
-def source_of(path: str) -> str:
-    """The source that a packed file belongs to: the first folder of its path; "unknown" where the path is not known."""
-    return "unknown" if not path else PurePosixPath(path).parts[0] if "/" in path else "."

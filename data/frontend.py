@@ -1,27 +1,19 @@
-"""Choosing who makes the log-mel spectrogram: our own op, or DALI's `fn.spectrogram` times our mel matrix."""
+"""The log-mel spectrogram by DALI's `fn.spectrogram` and our mel matrix, where our own op is not to make it."""
 
 import importlib
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..kernels.log_mel import FFT_SIZE, HOP, WINDOW, Spectrogram, log_mel, mel_matrix, num_frames
+from ..kernels.log_mel import FFT_SIZE, HOP, WINDOW, Spectrogram, mel_matrix, num_frames
 from .dali import dali_problem
 
 FrontEndName = Literal["kernels", "dali"]
-
-FrontEnd = Callable[[Tensor, Tensor], Spectrogram]
-"""Takes a batch's `wave` and `wave_offsets` as `kernels.log_mel` does."""
+"""Who makes the log-mel: `kernels.log_mel_patches`, or `DaliLogMel`."""
 
 _INT16_SCALE = 32_768.0
-
-
-def choose_front_end(name: FrontEndName, device: torch.device) -> FrontEnd:
-    """The front-end of that name on `device`. Raises `InputError` where DALI is asked for and cannot be imported."""
-    return log_mel if name == "kernels" else DaliLogMel(device)
 
 
 class DaliLogMel:

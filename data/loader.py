@@ -1,24 +1,26 @@
 """The loader: threads read the shards ahead and hand out packed batches in an order that is a pure function.
 
 What a step holds is decided by :mod:`.sampling` alone, so the global batch is the same for any number of ranks and
-threads and for either way of decoding, and a run continues where it stopped from a single number. The waves are decoded
-by the threads that read (libsndfile, which seeks to the crop), or many at a time by a :class:`BatchDecoder`.
+threads and for any way of decoding, and a run continues where it stopped from a single number. The waves are decoded
+many at a time, to where they lie in the batch, by a :class:`BatchDecoder`, or one by one by the threads that read.
 """
 
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from ..errors import InputError
 from .audio import SAMPLE_RATE
 from .batch import AudioTextBatch, collate_packed
 from .damage import DamageCount
-from .packing import pack_waves
+from .flac import Stretch, native_decoder
+from .packing import allocate, copy_waves
 from .sampling import Draw, Sampler, Step
 from .shards import Clip, DamagedMember, Shards
 from .tokens import CaptionTokenizer
@@ -68,14 +70,17 @@ class LoaderConfig:
 
 
 class BatchDecoder(Protocol):
-    """Decodes many clips at a time, whole, where that is quicker than seeking to the crop of each."""
+    """Decodes many stretches at a time."""
 
-    def accepts(self, samples: int, frames: int) -> bool:
-        """Whether a clip of so many samples, of which so many frames are wanted, is one for this decoder."""
+    def accepts(self, stretch: Stretch) -> bool:
+        """Whether it is one for this decoder."""
         ...
 
-    def decode(self, members: Sequence[bytes]) -> Sequence[np.ndarray | None]:
-        """Decode FLAC members to int16 `[n]`; None for one that it cannot give, which says nothing of the member."""
+    def decode(self, stretches: Sequence[Stretch], packed: np.ndarray, places: Sequence[int]) -> Sequence[bool]:
+        """Decode stretches to `packed` (int16 `[S]`), each to its place in samples.
+
+        False for one that it cannot give, which says nothing of the member.
+        """
         ...
 
     def close(self) -> None:
@@ -85,15 +90,22 @@ class BatchDecoder(Protocol):
 
 @dataclass(slots=True)
 class _Row:
-    """A clip of a batch: samples `start` to `start + frames` of `wave`, or of what `flac` decodes to."""
+    """A clip of a batch, and the samples of its stretch, int16 `[frames]`, where they are decoded already."""
 
     clip: Clip
     caption: str
-    start: int
-    frames: int
+    stretch: Stretch
     wave: np.ndarray | None
-    flac: bytes
     replaced: list[DamagedMember]
+
+
+@dataclass(frozen=True, slots=True)
+class _Gathered:
+    """The rows of a batch; `packed` holds the waves of those that have none themselves."""
+
+    rows: list[_Row]
+    packed: Tensor
+    offsets: Tensor
 
 
 class Loader:
@@ -114,9 +126,9 @@ class Loader:
     ) -> None:
         """Rank `rank` of `world_size` takes rows [rank·B/W, (rank+1)·B/W) of each global batch.
 
-        `decoder` (closed with the loader) decodes what it accepts; the rest, and all without one, is decoded by the
-        threads. Raises `InputError` when the batch cannot be filled or divided, or captions are wanted and there are
-        none.
+        `decoder` (closed with the loader) decodes what it accepts, the threads the rest; where none is given it is the
+        native library, if that was built. Raises `InputError` when the batch cannot be filled or divided, or captions
+        are wanted and there are none.
         """
         if config.batch_size > len(shards):
             raise InputError(
@@ -141,7 +153,6 @@ class Loader:
         self._shards = shards
         self._config = config
         self._tokenizer = tokenizer
-        self._decoder = decoder
         self._fixed = None if config.fixed_seconds is None else round(config.fixed_seconds * SAMPLE_RATE)
         self._longest = None if config.crop_seconds is None else round(config.crop_seconds * SAMPLE_RATE)
         self._longest = self._longest if self._fixed is None else self._fixed
@@ -149,6 +160,7 @@ class Loader:
         self._step = 0
         self._pending: deque[Future[tuple[AudioTextBatch, list[DamagedMember]]]] = deque()
         self._readers = ThreadPoolExecutor(config.workers, thread_name_prefix="loader")
+        self._decoder = decoder or native_decoder(self._readers, config.workers)
         # A batch waits for its clips in threads of their own: in the readers' pool it could take every reader. There
         # are two of them, so that a batch is decoded while the one before it is packed.
         self._gatherer = ThreadPoolExecutor(1, thread_name_prefix="gather")
@@ -241,46 +253,48 @@ class Loader:
             caption = draw.caption(clip, self._config.synthetic_probability)
             if not caption:
                 raise InputError(f"shards {self._shards.path}: clip {clip.key} has no caption: pack with --captions")
-        start, frames = draw.crop(clip.samples, self._longest)
         flac = self._shards.flac(clip)
-        if decoder is not None and decoder.accepts(clip.samples, frames):
-            return _Row(clip, caption, start, frames, None, flac, replaced)
-        wave = self._shards.decode(clip, flac, start, frames)
-        return _Row(clip, caption, 0, frames, wave, b"", replaced)
+        stretch = Stretch(flac, clip.samples, *draw.crop(clip.samples, self._longest))
+        if decoder is not None and decoder.accepts(stretch):
+            return _Row(clip, caption, stretch, None, replaced)
+        wave = self._shards.decode(clip, flac, stretch.start, stretch.frames)
+        return _Row(clip, caption, stretch, wave, replaced)
 
-    def _gather(self, step: Step, draws: list[Draw], reading: list[Future[_Row]]) -> list[_Row]:
+    def _gather(self, step: Step, draws: list[Draw], reading: list[Future[_Row]]) -> _Gathered:
         rows = [row.result() for row in reading]
         encoded = [b for b, row in enumerate(rows) if row.wave is None]
+        packed, offsets = self._allocate(rows)
         if self._decoder is None or not encoded:
-            return rows
-        again: dict[int, Future[_Row]] = {}
-        for b, wave in zip(encoded, self._decoder.decode([rows[b].flac for b in encoded]), strict=True):
-            if wave is not None and len(wave) == rows[b].clip.samples:
-                rows[b].wave, rows[b].flac = wave, b""
-            else:
-                # The threads' decoder is the judge of what is damaged, on every path.
-                again[b] = self._readers.submit(self._read, step, draws[b], None)
-        for b, row in again.items():
+            return _Gathered(rows, packed, offsets)
+        places = offsets[encoded].tolist()
+        decoded = self._decoder.decode([rows[b].stretch for b in encoded], packed.numpy(), places)
+        # The threads' decoder is the judge of what is damaged, on every path.
+        again = [
+            (b, self._readers.submit(self._read, step, draws[b], None))
+            for b, right in zip(encoded, decoded, strict=True)
+            if not right
+        ]
+        if not again:
+            return _Gathered(rows, packed, offsets)
+        for b, place in zip(encoded, places, strict=True):
+            rows[b].wave = packed.numpy()[place : place + rows[b].stretch.frames]
+        for b, row in again:
             rows[b] = row.result()
-        return rows
+        return _Gathered(rows, *self._allocate(rows))  # others have other lengths
 
-    def _collate(self, gathered: Future[list[_Row]]) -> tuple[AudioTextBatch, list[DamagedMember]]:
-        rows = gathered.result() if self._fixed is None else [_filled(row, self._fixed) for row in gathered.result()]
-        waves = [row.wave for row in rows if row.wave is not None]
-        packed = pack_waves(
-            waves, [row.start for row in rows], [row.frames for row in rows], pin_memory=self._config.pin_memory
-        )
+    def _allocate(self, rows: list[_Row]) -> tuple[Tensor, Tensor]:
+        lengths = [self._fixed or row.stretch.frames for row in rows]
+        return allocate(lengths, pin_memory=self._config.pin_memory)
+
+    def _collate(self, gathering: Future[_Gathered]) -> tuple[AudioTextBatch, list[DamagedMember]]:
+        gathered = gathering.result()
+        rows, packed, places = gathered.rows, gathered.packed.numpy(), gathered.offsets.tolist()
+        waves = [(row.wave, place) for row, place in zip(rows, places, strict=False) if row.wave is not None]
+        copy_waves([wave for wave, _ in waves], packed, [place for _, place in waves])
+        for row, place, end in zip(rows, places, places[1:], strict=False):
+            packed[place + row.stretch.frames : end] = 0  # silence, where the length is fixed
         tokens = None
         if self._tokenizer is not None and self._config.max_text_tokens is not None:
             tokens = self._tokenizer.encode([row.caption for row in rows], self._config.max_text_tokens)
-        batch = collate_packed(*packed, [row.clip.index for row in rows], tokens)
+        batch = collate_packed(gathered.packed, gathered.offsets, [row.clip.index for row in rows], tokens)
         return (batch.pin_memory() if self._config.pin_memory else batch), [m for row in rows for m in row.replaced]
-
-
-def _filled(row: _Row, frames: int) -> _Row:
-    """Let silence follow a stretch that is shorter than so many frames."""
-    if row.wave is None or row.frames >= frames:
-        return row
-    wave = np.zeros(frames, np.int16)
-    wave[: row.frames] = row.wave[row.start : row.start + row.frames]
-    return replace(row, wave=wave, start=0, frames=frames)

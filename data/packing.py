@@ -16,26 +16,30 @@ from numba.np.numpy_support import carray
 from torch import Tensor
 
 
-def pack_waves(
-    waves: Sequence[np.ndarray], starts: Sequence[int], lengths: Sequence[int], *, pin_memory: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Copy `lengths[b]` samples from `starts[b]` on of each int16 wave `[n_b]` into one buffer.
+def allocate(lengths: Sequence[int], *, pin_memory: bool = False) -> tuple[Tensor, Tensor]:
+    """A buffer for clips of these lengths, int16 `[S]`, not filled, and their offsets in it, int64 `[B+1]`.
 
-    Returns the buffer, int16 `[S]`, in page-locked memory where `pin_memory`, and the offsets of the clips in it, int64
-    `[B+1]`. Raises `ValueError` for waves that are not contiguous int16 vectors and stretches that lie outside them.
+    It lies in page-locked memory where `pin_memory`.
     """
-    if not len(waves) == len(starts) == len(lengths):
-        raise ValueError(f"{len(waves)} waves, {len(starts)} starts and {len(lengths)} lengths; expected equal counts")
-    for wave, start, length in zip(waves, starts, lengths, strict=True):
+    offsets = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64))
+    return torch.empty(int(offsets[-1]), dtype=torch.int16, pin_memory=pin_memory), offsets
+
+
+def copy_waves(waves: Sequence[np.ndarray], packed: np.ndarray, places: Sequence[int]) -> None:
+    """Copy int16 waves `[n_b]` to `packed` (int16 `[S]`), each to its place in samples.
+
+    Raises `ValueError` for arrays that are not contiguous int16 vectors and places where a wave does not fit.
+    """
+    if len(waves) != len(places):
+        raise ValueError(f"{len(waves)} waves and {len(places)} places; expected equal counts")
+    for wave in (packed, *waves):
         if wave.dtype != np.int16 or wave.ndim != 1 or not wave.flags.c_contiguous:
             raise ValueError(f"waves must be contiguous int16 vectors, got {wave.dtype} {list(wave.shape)}")
-        if not 0 <= start <= start + length <= len(wave):
-            raise ValueError(f"samples {start} to {start + length} asked of a wave of {len(wave)}")
+    for wave, place in zip(waves, places, strict=True):
+        if not 0 <= place <= place + len(wave) <= len(packed):
+            raise ValueError(f"a wave of {len(wave)} samples does not fit at {place} of {len(packed)}")
     addresses = np.array([wave.__array_interface__["data"][0] for wave in waves], np.uint64)
-    offsets = np.zeros(len(waves) + 1, np.int64)
-    packed = torch.empty(sum(lengths), dtype=torch.int16, pin_memory=pin_memory)
-    _gather(addresses, np.array(starts, np.int64), np.array(lengths, np.int64), packed.numpy(), offsets)
-    return packed, torch.from_numpy(offsets)
+    _copy(addresses, np.array([len(wave) for wave in waves], np.int64), packed, np.array(places, np.int64))
 
 
 def _compiled(function: Callable[..., None]) -> Callable[..., None]:
@@ -56,14 +60,8 @@ def _samples_at(_: Any, address: Any) -> Any:
 
 
 @_compiled
-def _gather(
-    addresses: np.ndarray, starts: np.ndarray, lengths: np.ndarray, packed: np.ndarray, offsets: np.ndarray
-) -> None:
+def _copy(addresses: np.ndarray, lengths: np.ndarray, packed: np.ndarray, places: np.ndarray) -> None:
     # One thread: the loader's threads are the parallelism, and numba's own would die in a forked child.
-    at = 0
     for b in range(len(addresses)):
-        start, length = starts[b], lengths[b]
-        wave = carray(_samples_at(addresses[b]), start + length)  # pyright: ignore[reportCallIssue]
-        packed[at : at + length] = wave[start:]
-        at += length
-        offsets[b + 1] = at
+        wave = carray(_samples_at(addresses[b]), lengths[b])  # pyright: ignore[reportCallIssue]
+        packed[places[b] : places[b] + lengths[b]] = wave

@@ -7,24 +7,36 @@ Its `fingerprint` is the SHA-256 over the hexadecimal SHA-256 of every clip's tw
 clips, not on how they are divided into tars.
 """
 
+import copy
+import hashlib
 import json
+import logging
 import os
 import threading
+import weakref
 import zlib
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
 
 from ..errors import InputError
-from .audio import SAMPLE_RATE, AudioError, decode_flac_int16
+from .audio import SAMPLE_RATE, AudioError, decode_flac_int16, printable
 from .shards_files import BLOCK, INDEX_NAME, is_header, read_idx, read_index, stray_files
 
 _MAX_OPEN = 256
+_SOURCES_NAMED = 20
+
+_log = logging.getLogger(__name__)
+
+
+def source_of(path: str) -> str:
+    """The source that a packed file belongs to: the first folder of its path; "unknown" where the path is not known."""
+    return "unknown" if not path else PurePosixPath(path).parts[0] if "/" in path else "."
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +77,8 @@ class DamagedMember(InputError):
 class Shards:
     """A packed directory, open for reading from any number of threads; a context manager.
 
+    Where nobody holds it any more, it closes its tars itself.
+
     Per clip it keeps five numbers and the key; captions are read from the tar when asked for.
     """
 
@@ -81,24 +95,31 @@ class Shards:
         self._first_clip = np.cumsum([0, *(len(keys) for keys, _ in tables)])
         self._keys = np.concatenate([keys for keys, _ in tables])
         self._spans = np.concatenate([spans for _, spans in tables])
+        self._chosen: np.ndarray | None = None
         self._fds: OrderedDict[int, int] = OrderedDict()
+        weakref.finalize(self, _close, self._fds)
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> "Shards":
-        """Open a directory that `cacophony pack` wrote.
+    def open(cls, path: str | os.PathLike[str], sources: Sequence[str] = ()) -> "Shards":
+        """Open a directory that `cacophony pack` wrote; of `sources`, where they are named, the clips of these alone.
+
+        A source is the first folder of the packed path, as `shards stats` lists them. To choose, every record is read
+        once; a clip whose record is damaged has no known source, is left out, and named in the log. What is chosen is
+        like shards of its own: clips count from 0, and the fingerprint is another than that of the whole.
 
         Raises `InputError` when it is none, is of another version, a shard is missing, half written or not in the
-        index, or an `.idx` cannot be the one of its tar.
+        index, an `.idx` cannot be the one of its tar, or a source is named that no clip has, with those there are.
         """
         folder = Path(path)
         index = read_index(folder)
         for name in stray_files(folder, index):
             raise InputError(f"{folder / name}: not in {INDEX_NAME}; remove it, or pack or merge again")
-        return cls(folder, index)
+        shards = cls(folder, index)
+        return shards._of_sources(sources) if sources else shards
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._keys if self._chosen is None else self._chosen)
 
     def __enter__(self) -> "Shards":
         return self
@@ -109,13 +130,11 @@ class Shards:
     def close(self) -> None:
         """Close the tars; a later read opens them again."""
         with self._lock:
-            for fd in self._fds.values():
-                os.close(fd)
-            self._fds.clear()
+            _close(self._fds)
 
     def key(self, i: int) -> str:
         """Key of clip `i` (0 <= i < len), known without reading; raises `IndexError`."""
-        return self._keys[i].decode()
+        return self._keys[self._row(i)].decode()
 
     def clip(self, i: int) -> Clip:
         """What is known of clip `i` (0 <= i < len), read from its json member.
@@ -179,25 +198,59 @@ class Shards:
             yield from clip.captions
             yield from clip.synthetic_captions
 
+    def _of_sources(self, sources: Sequence[str]) -> "Shards":
+        wanted, chosen, samples, captioned = frozenset(sources), list[int](), 0, 0
+        found: Counter[str] = Counter()
+        for i in range(len(self)):
+            try:
+                clip = self.clip(i)
+            except DamagedMember as error:
+                _log.warning("%s: left out, for its source is not known; pack again", error.what)
+                continue
+            source = source_of(clip.source)
+            found[source] += 1
+            if source in wanted:
+                chosen.append(i)
+                samples += clip.samples
+                captioned += bool(clip.captions or clip.synthetic_captions)
+        absent = sorted(wanted - set(found))
+        if absent:
+            self.close()
+            named = [f"{printable(name)} ({count})" for name, count in found.most_common(_SOURCES_NAMED)]
+            more = ", …" if len(found) > len(named) else ""
+            raise InputError(
+                f"{self.path}: no clip is from source {', '.join(map(printable, absent))}; expected some of "
+                f"{', '.join(named)}{more}: a source is the first folder of the packed path (data.sources)"
+            )
+        part = copy.copy(self)
+        part._fds, part._lock = OrderedDict(), threading.Lock()
+        weakref.finalize(part, _close, part._fds)
+        part._chosen = np.array(chosen, np.int64)
+        part.seconds = samples / SAMPLE_RATE
+        part.has_captions = captioned == len(chosen)
+        names = json.dumps([self.fingerprint, *sorted(wanted)])
+        part.fingerprint = hashlib.sha256(names.encode()).hexdigest()
+        return part
+
     def _member(self, i: int, *, flac: bool, source: str = "") -> bytes:
         if not 0 <= i < len(self):
             raise IndexError(f"clip {i} of {len(self)}")
-        shard = self._shard_of(i)
-        offset, size = map(int, self._spans[i, :2] if flac else self._spans[i, 2:])
+        row, shard = self._row(i), self._shard_of(i)
+        offset, size = map(int, self._spans[row, :2] if flac else self._spans[row, 2:])
         try:
             fd = self._descriptor(shard)
             try:
-                data = os.pread(fd, BLOCK + size, offset - BLOCK)
+                header, data = os.pread(fd, BLOCK, offset - BLOCK), os.pread(fd, size, offset)
             finally:
                 os.close(fd)
         except OSError as error:
             raise InputError(f"{self._tars[shard]}: {error.strerror}; pack again") from error
         extension = "flac" if flac else "json"
-        if len(data) != BLOCK + size:
-            self._damaged(i, extension, f"{max(0, len(data) - BLOCK)} of {size} bytes are there", source)
-        if not is_header(data[:BLOCK], self._keys[i] + b"." + extension.encode(), size):
+        if len(data) != size:
+            self._damaged(i, extension, f"{len(data)} of {size} bytes are there", source)
+        if not is_header(header, self._keys[row] + b"." + extension.encode(), size):
             self._damaged(i, extension, "the tar has another member there than the idx says", source)
-        return data[BLOCK:]
+        return data
 
     def _descriptor(self, shard: int) -> int:
         """A duplicate that the caller closes: the original may be closed by another thread meanwhile."""
@@ -210,7 +263,16 @@ class Shards:
             return os.dup(self._fds[shard])
 
     def _shard_of(self, i: int) -> int:
-        return int(np.searchsorted(self._first_clip, i, side="right")) - 1
+        return int(np.searchsorted(self._first_clip, self._row(i), side="right")) - 1
+
+    def _row(self, i: int) -> int:
+        """Where clip `i` stands among all of the directory."""
+        return i if self._chosen is None else int(self._chosen[i])
 
     def _damaged(self, i: int, extension: str, reason: str, source: str = "") -> NoReturn:
-        raise DamagedMember(self._tars[self._shard_of(i)], f"{self._keys[i].decode()}.{extension}", reason, i, source)
+        raise DamagedMember(self._tars[self._shard_of(i)], f"{self.key(i)}.{extension}", reason, i, source)
+
+
+def _close(descriptors: OrderedDict[int, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .audio import printable
-from .damage import source_of
-from .shards import Shards
+from .shards import Shards, source_of
 from .tokens import CaptionTokenizer
 
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)

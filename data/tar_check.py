@@ -16,8 +16,8 @@ from typing import Any
 
 from .audio import SAMPLE_RATE, AudioError, decode_flac_int16
 from .captions import usable_captions
-from .damage import source_of
 from .shard_writer import sha256_of
+from .shards import source_of
 from .shards_files import MAX_FLAC_BYTES, MAX_RECORD_BYTES
 from .tar_members import Member, members
 

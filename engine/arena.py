@@ -1,7 +1,7 @@
 """Arena: all parameters of a network in one flat float32 buffer, its gradient and moments in others alike.
 
-Ranks share the master and the moments: each has the same share of the narrow part and of the wide one, and computes
-with a whole copy. A rank alone has everything.
+Ranks share the master and the moments: each has an equal slice of every :class:`bucket <.arena_layout.Bucket>`, and
+computes with a whole copy. A rank alone has everything.
 
 The network's parameters become views of a copy of the master. In bfloat16 runs the copy holds the weights and biases of
 :class:`~.models.layers.Linear` in bfloat16, which is what autocast would make of them at every call; all else, and in
@@ -22,10 +22,13 @@ from ..kernels.flat_buffers import SEGMENT, write_copy
 from ..kernels.precision import set_gradient
 from ..models.layers import Linear
 from ..models.tensor_shapes import check_tensors, shapes
+from .arena_layout import ArenaLayout
 from .distributed import World
 from .pieces import join_pieces, piece_name
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+BUCKET_BYTES = 32 * 2**20
+"""Of the gradient that ranks sum at once, where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -37,54 +40,14 @@ class ParameterGroup:
     rate_factor: float = 1.0
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a parameter lies: from ``start``, in the narrow part of the copy or in the wide."""
-
-    parameter: nn.Parameter
-    start: int
-    shape: torch.Size
-    is_narrow: bool
-
-    def of(self, buffer: Tensor, start: int = 0) -> Tensor:
-        """Return the view of a flat ``buffer`` whose first element is number ``start`` of the master."""
-        return buffer[self.start - start :][: self.shape.numel()].view(self.shape)
-
-
-@dataclass(frozen=True)
-class _Share:
-    """A rank's share of the elements: of the narrow part and of the wide one, side by side in its own buffers."""
-
-    narrow: slice
-    wide: slice
-
-    @classmethod
-    def of(cls, world: World, narrow: int, elements: int) -> "_Share":
-        """Divide ``narrow`` of so many ``elements``, and the others, among the ranks."""
-        mine, rest = narrow // world.size, (elements - narrow) // world.size
-        first = narrow + world.rank * rest
-        return cls(slice(world.rank * mine, (world.rank + 1) * mine), slice(first, first + rest))
-
-    def cut(self, flat: Tensor) -> Tensor:
-        """Return this share of a whole ``flat`` buffer."""
-        return torch.cat((flat[self.narrow], flat[self.wide]))
-
-    def overlap(self, place: _Place) -> tuple[int, int, int]:
-        """Return the first and last of a parameter's elements that are of this share, and where it has the first."""
-        part = self.narrow if place.is_narrow else self.wide
-        before = 0 if place.is_narrow else self.narrow.stop - self.narrow.start
-        first = max(place.start, part.start)
-        last = max(first, min(place.start + place.shape.numel(), part.stop))
-        return first - place.start, last - place.start, before + first - part.start
-
-
 class Arena:
     """The flat buffers of a network on its device, and the network's parameters as views of them.
 
     Whole on every rank: ``gradient`` ``[N]``; ``narrow`` and ``wide``, the copy. A rank's share, ``[N / ranks]``:
-    ``master``, ``exp_avg`` and ``exp_avg_sq``; ``own_gradient``, ``own_narrow`` and ``own_wide``; ``groups`` and
-    ``table``, who is updated how. ``counts``: see :mod:`~.kernels.adamw`. Parameters that a network shares lie there
-    once. A parameter begins at a multiple of SEGMENT elements; what is between two is zero and stays so.
+    ``master``, ``exp_avg`` and ``exp_avg_sq``; ``own_gradient``; ``own_narrow`` and ``own_wide``, what it writes of the
+    copy for all to gather; ``groups`` and ``table``, who is updated how. ``layout`` says where what lies. ``counts``:
+    see :mod:`~.kernels.adamw`. Parameters that a network shares lie there once. A parameter begins at a multiple of
+    SEGMENT elements; what is between two is zero and stays so.
     """
 
     def __init__(
@@ -93,10 +56,12 @@ class Arena:
         groups: Sequence[ParameterGroup],
         linear_dtype: torch.dtype | None,
         world: World | None = None,
+        bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
         """Move the parameters of ``model`` into buffers of their dtype; ``linear_dtype`` of the copy of Linear's.
 
         The ranks of ``world``, all with the same parameters, share master and moments; without one nothing is shared.
+        They exchange about ``bucket_bytes`` of the gradient at once.
         """
         parameters = dict(model.named_parameters())
         dtypes, devices = {p.dtype for p in parameters.values()}, {p.device for p in parameters.values()}
@@ -107,37 +72,28 @@ class Arena:
         self.world = world or World(0, 1, device)
         narrow = _linear_parameters(model) if linear_dtype not in (None, dtype) else set()
         group_of = {name: number for number, group in enumerate(groups) for name in group.names}
-        self.places: dict[str, _Place] = {}
-        numbers: list[int] = []
-        ends: list[int] = []
-        for is_narrow in (True, False):
-            for name, parameter in parameters.items():
-                if (id(parameter) in narrow) == is_narrow:
-                    self.places[name] = _Place(parameter, len(numbers) * SEGMENT, parameter.shape, is_narrow)
-                    numbers += [group_of[name]] * -(-parameter.numel() // SEGMENT)
-            numbers += [0] * (-len(numbers) % self.world.size)  # every rank's share is as large
-            ends.append(len(numbers) * SEGMENT)
-        narrow_elements, elements = ends
+        bucket_elements = bucket_bytes // dtype.itemsize
+        self.layout = layout = ArenaLayout.of(parameters, narrow, group_of, self.world.size, bucket_elements)
+        self.places = layout.places
+        narrow_elements, elements = layout.narrow_elements, layout.elements
 
         self.gradient = torch.zeros(elements, dtype=dtype, device=device)
         self.narrow = torch.zeros(narrow_elements, dtype=linear_dtype or dtype, device=device)
         self.wide = torch.zeros(elements - narrow_elements, dtype=dtype, device=device)
-        self._share = share = _Share.of(self.world, narrow_elements, elements)
         flat = torch.zeros(elements, dtype=dtype, device=device)
         for place in self.places.values():
             place.of(flat).copy_(place.parameter.detach())
             place.parameter.data = place.of(self.narrow) if place.is_narrow else place.of(self.wide, narrow_elements)
         write_copy(flat, self.narrow, self.wide)
-        self.master = flat if self.world.size == 1 else share.cut(flat)
+        numbers = torch.tensor(layout.groups, dtype=torch.uint8).repeat_interleave(SEGMENT)
+        self.master, self.own_gradient, self.own_narrow, self.own_wide = flat, self.gradient, self.narrow, self.wide
+        if self.world.size > 1:
+            self.master, numbers = (layout.cut(whole, self.world.rank) for whole in (flat, numbers))
+            self.own_gradient = torch.zeros_like(self.master)
+            self.own_narrow = self.narrow.new_zeros(len(self.narrow) // self.world.size)
+            self.own_wide = self.wide.new_zeros(len(self.wide) // self.world.size)
         self.exp_avg, self.exp_avg_sq = (torch.zeros_like(self.master) for _ in range(2))
-        self.own_gradient = self.gradient if self.world.size == 1 else torch.zeros_like(self.master)
-        self.own_narrow = self.narrow[share.narrow]
-        self.own_wide = self.wide[share.wide.start - narrow_elements :][: share.wide.stop - share.wide.start]
-        self.groups = (
-            share.cut(torch.tensor(numbers, dtype=torch.uint8).repeat_interleave(SEGMENT))[::SEGMENT]
-            .contiguous()
-            .to(device)
-        )
+        self.groups = numbers[::SEGMENT].contiguous().to(device)
         table = [[group.weight_decay, group.rate_factor] for group in groups]
         self.table = torch.tensor(table, dtype=dtype, device=device)
         self.counts = torch.zeros(COUNTS, dtype=torch.int64, device=device)
@@ -157,18 +113,15 @@ class Arena:
             if self.places[name].parameter.grad is not view:
                 raise RuntimeError(f"{name}.grad was replaced; add to it in place, and never zero_grad() a step")
 
-    def sum_gradient(self) -> None:
-        """Sum the gradient over ranks into ``own_gradient``; on several ranks the whole one is zero afterwards."""
-        if self.world.size == 1:
-            return
-        for whole, own in zip(self._parts(self.gradient), self._own_parts(self.own_gradient), strict=True):
-            self.world.sum_shares(whole, own)
-        self.gradient.zero_()
-
     def gather_copy(self) -> None:
         """Let every rank compute with what each wrote into its share of the copy."""
-        for whole, own in ((self.narrow, self.own_narrow), (self.wide, self.own_wide)):
-            self.world.gather_shares(whole, own)
+        for bucket in self.layout.buckets:
+            whole, own = (self.narrow, self.own_narrow) if bucket.is_narrow else (self.wide, self.own_wide)
+            before, own_before = (0, 0) if bucket.is_narrow else (len(self.narrow), len(self.own_narrow))
+            self.world.gather_shares(
+                whole[bucket.whole.start - before : bucket.whole.stop - before],
+                own[bucket.own.start - own_before : bucket.own.stop - own_before],
+            )
 
     def restore_copy(self) -> None:
         """Let the network compute with the master's values again; all ranks call it."""
@@ -183,8 +136,8 @@ class Arena:
         whole = self.master
         if self.world.size > 1:
             whole = torch.empty_like(self.gradient)
-            for part, own in zip(self._parts(whole), self._own_parts(self.master), strict=True):
-                self.world.gather_shares(part, own)
+            for bucket in self.layout.buckets:
+                self.world.gather_shares(whole[bucket.whole], self.master[bucket.own])
         names = {id(place.parameter): name for name, place in self.places.items()}
         return {
             name: self.places[names[id(tensor)]].of(whole) if id(tensor) in names else tensor
@@ -211,7 +164,7 @@ class Arena:
         state: dict[str, Tensor] = {}
         for name, _ in self.model.named_parameters():
             place, elements = self.places[name], self.places[name].shape.numel()
-            first, last, at = self._share.overlap(place)
+            first, last, at = self.layout.overlap(place, self.world.rank)
             if first == 0 < last:
                 state[f"step.{name}"] = applied.clone()
             for key in MOMENTS:
@@ -250,14 +203,8 @@ class Arena:
 
     def _load(self, buffer: Tensor, name: str, tensor: Tensor) -> None:
         """Copy this rank's elements of the whole ``tensor`` of parameter ``name`` into its share, ``buffer``."""
-        first, last, at = self._share.overlap(self.places[name])
+        first, last, at = self.layout.overlap(self.places[name], self.world.rank)
         buffer[at : at + last - first].copy_(tensor.flatten()[first:last])
-
-    def _parts(self, whole: Tensor) -> tuple[Tensor, Tensor]:
-        return whole[: len(self.narrow)], whole[len(self.narrow) :]
-
-    def _own_parts(self, own: Tensor) -> tuple[Tensor, Tensor]:
-        return own[: len(self.own_narrow)], own[len(self.own_narrow) :]
 
 
 def _linear_parameters(model: nn.Module) -> set[int]:

@@ -1,10 +1,14 @@
 """What a run is made of, built from its configuration: network, objective, updater."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 from ..models.audio_mae import AudioMAE
 from ..models.audio_text import AudioText
+from ..models.config import NetworkConfig
+from ..models.model_directory import build_network
 from .config import ContrastiveRunConfig, MaeRunConfig, RunConfig
 from .contrastive_captioning import ContrastiveCaptioning
 from .distributed import World
@@ -17,9 +21,19 @@ Config = MaeRunConfig | ContrastiveRunConfig
 AnyUpdater = Updater | PerTensorUpdater
 
 
+def network_config(config: Config) -> NetworkConfig:
+    """Return the sizes of the network that a run trains and saves: ``config.model``.
+
+    Where captions have no weight in the loss there is no caption decoder, for nothing would train it.
+    """
+    if isinstance(config, ContrastiveRunConfig) and config.objective.caption_weight == 0.0:
+        return replace(config.model, caption_layers=0)
+    return config.model
+
+
 def build_model(config: Config) -> AudioMAE | AudioText:
     """Build the network of a run on the host, its weights uninitialised."""
-    return AudioMAE(config.model) if isinstance(config, MaeRunConfig) else AudioText(config.model)
+    return build_network(network_config(config))
 
 
 def build_objective(config: Config, world: World) -> Objective:

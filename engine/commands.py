@@ -16,7 +16,8 @@ import torch
 import tyro
 
 from ..data.audio import printable
-from ..data.dali import choose_decoder
+from ..data.dali_decoder import choose_decoder
+from ..data.flac import flac_decoder
 from ..errors import InputError
 from ..json_file import check_writable
 from ..kernels import backend
@@ -119,7 +120,7 @@ def train_command(stage: Stage, argv: Sequence[str]) -> int:
     """Run `cacophony train STAGE`; returns the exit code."""
     arguments = train_arguments(stage, argv)
     if arguments.limits:
-        found = measure_limits(arguments.run, arguments.data, part_seconds=PART_SECONDS)
+        found = measure_limits(stage, arguments.run, arguments.data, part_seconds=PART_SECONDS)
         if found is not None:
             print(describe(found, arguments.run))
         return 0
@@ -227,6 +228,7 @@ def doctor_command() -> int:
     for kind in ("cpu", "cuda"):
         library = native_library(kind)
         print(f"native library for {kind}: {'none, ' if library.handle is None else ''}{library.about}")
+    print(flac_decoder())
     for device in devices:
         print(choose_decoder("auto", device.type, threads=1)[1])
         print(f"ops on {device} (backend {backend.current_backend()}):")

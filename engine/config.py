@@ -46,8 +46,8 @@ class LoadingConfig:
     """How clips reach the device."""
 
     loader: LoaderName = "auto"
-    """Who decodes the shards, to the same batches: the loader's threads (native), DALI, or DALI for a GPU where it can
-    be imported."""
+    """Who decodes the shards, to the same batches: the loader's threads (native) or DALI; auto: the loader's threads
+    where their own FLAC decoder was built, else DALI for a GPU where it can be imported."""
     frontend: FrontEndName = "kernels"
     """Who makes the log-mel: our own op, or DALI's spectrogram times our mel matrix (equal to rounding)."""
     workers: int = 4
@@ -58,10 +58,18 @@ class LoadingConfig:
     """Share of an epoch's clips that may be damaged, and are replaced by others, before the run stops."""
     fixed_seconds: float = 0.0
     """Make every clip exactly this long: a longer one is cropped at a random place, a shorter one is followed by
-    silence, which counts as sound. 0 leaves clips their own lengths."""
+    silence, which counts as sound. 0 leaves clips their own lengths, as the authors' published code does, which has no
+    other way (src/caco/dataset.py, commit 9e5cfce): what "fixed length" is in the paper's ablation is our reading."""
+    sources: tuple[str, ...] = ()
+    """Sources of the shards whose clips alone are drawn, by the names that `cacophony shards stats` lists: the first
+    folder of the packed path. None named takes all."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _require(
+            all(self.sources) and len(set(self.sources)) == len(self.sources),
+            f"data.sources is {', '.join(map(repr, self.sources))}; expected names of sources, each once",
+        )
         _require(
             self.fixed_seconds == 0.0 or self.fixed_seconds >= 0.2,
             f"data.fixed_seconds is {self.fixed_seconds}; expected at least 0.2, or 0 for clips of their own lengths",
@@ -146,7 +154,7 @@ class ContrastiveObjectiveConfig:
     """Contrastive + captioning (paper, section III-B, eqs. 1 to 3)."""
 
     caption_weight: float = 1.0
-    """Weight λ of the captioning loss."""
+    """Weight λ of the captioning loss; at 0 the network has no caption decoder, nor does the checkpoint."""
     caption_reduction: Literal["caption", "token"] = "caption"
     """Average the captioning loss over each caption's tokens, then over captions, or over all tokens at once."""
     max_patches: int = 512
@@ -207,11 +215,15 @@ class UpdateConfig:
     """Share of each rank's batch, its first clips, on which SAM's ascent gradient is computed; 1 takes all."""
     sam_every: int = 1
     """SAM at every so manieth step, from the first; plain AdamW at those between."""
+    bucket_mib: float = 32.0
+    """MiB of the float32 gradient that ranks sum at once, while the backward pass goes on; 32 are about a block of the
+    paper's networks. A larger parameter is summed by itself."""
     max_skipped_in_a_row: int = 50
     """The run stops after this many consecutive steps whose gradient was not finite."""
     implementation: Literal["arena", "per_tensor"] = "arena"
     """Flat buffers and fused kernels, never waiting for the device; or plain SAM and torch.optim.AdamW tensor by
-    tensor, their rival, which knows none of clip_norm, no_decay, perturbation, ascent, ascent_fraction, sam_every."""
+    tensor, their rival, which knows none of clip_norm, no_decay, perturbation, ascent, ascent_fraction, sam_every,
+    bucket_mib."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -233,6 +245,7 @@ class UpdateConfig:
         )
         _require(self.sam_every >= 1, f"update.sam_every is {self.sam_every}; expected at least 1")
         self._check_fit()
+        _require(self.bucket_mib > 0.0, f"update.bucket_mib is {self.bucket_mib}; expected more than 0")
         _require(self.max_skipped_in_a_row >= 1, "update.max_skipped_in_a_row must be at least 1")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
@@ -241,7 +254,7 @@ class UpdateConfig:
     def _check_fit(self) -> None:
         """Refuse a setting that another one leaves without effect."""
         of_sam = {"perturbation": "global", "ascent": "gradient", "ascent_fraction": 1.0, "sam_every": 1}
-        of_arena = {"clip_norm": 0.0, "no_decay": "none", **of_sam}
+        of_arena = {"clip_norm": 0.0, "no_decay": "none", "bucket_mib": 32.0, **of_sam}
         for name, default in of_arena.items():
             value = getattr(self, name)
             if value == default:
@@ -354,6 +367,11 @@ class ContrastiveRunConfig(RunConfig):
         """Check that captions fit the position table, and clips with their captions into a micro-batch."""
         super().__post_init__()
         patches, tokens = self.micro_batch_tokens, self.micro_batch_text_tokens
+        _require(
+            self.model.caption_layers > 0 or self.objective.caption_weight == 0.0,
+            f"model.caption_layers is 0, but objective.caption_weight is {self.objective.caption_weight}; set "
+            "objective.caption_weight to 0, or model.caption_layers to at least 1",
+        )
         _check_budget("micro_batch_tokens", patches, self.objective.max_patches, "objective.max_patches")
         _check_budget("micro_batch_text_tokens", tokens, self.data.max_text_tokens, "data.max_text_tokens")
         _require(

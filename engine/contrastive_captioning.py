@@ -7,17 +7,18 @@ from torch import Tensor, nn
 
 from ..data.batch import AudioTextBatch
 from ..kernels.caption_loss import caption_loss_and_gradients
+from ..kernels.choose_patches import keep_at_most
 from ..kernels.dropout import DropoutKey
 from ..kernels.fill import Budget, budgets, fill_layout, fill_patches, fill_rows
 from ..kernels.info_nce_ranks import info_nce_across_ranks
 from ..kernels.layout import Layout, Packed, Patches, pad, padded_layout
 from ..kernels.log_mel import num_patches
-from ..kernels.patch_mask import keep_at_most
 from ..kernels.precision import at_least_float32
 from ..kernels.spans import span
 from ..models.audio_text import AudioText
 from ..models.by_hand import Stash, gradient_buffer
 from ..models.generate import PAD
+from ..models.gradients import gradients_added, telling_the_last
 from .config import ContrastiveObjectiveConfig, ContrastiveRunConfig
 from .distributed import World
 from .micro_batches import check_longest
@@ -66,6 +67,8 @@ class ContrastiveCaptioning:
         self.config = config
         self.setting = Setting.of(run, world)
         self.dropout = dropout
+        self.captions = config.caption_weight > 0.0
+        """Whether there is a captioning loss: without one nothing is decoded."""
         self.max_text_tokens = run.data.max_text_tokens
         self.budgets = None
         if run.micro_batch_tokens:
@@ -86,9 +89,8 @@ class ContrastiveCaptioning:
             seen = keep_at_most(num_patches(batch.wave_lengths), self.config.max_patches)
             limits = [(seen, self.budgets[0].tokens), (batch.token_lengths, self.budgets[1].tokens)]
         for micro in setting.micro_batches(batch, limits):
-            spectrogram = setting.spectrogram(micro)
-            keep = keep_at_most(spectrogram.patch_counts, self.config.max_patches)
-            audio = setting.mask(spectrogram, keep, micro, step).kept
+            keep = keep_at_most(setting.patch_counts(micro), self.config.max_patches)
+            audio = setting.kept(micro, keep, step)
             captions = self._captions(micro, global_clips, global_targets)
             sample_index = micro.sample_index
             if self.budgets:
@@ -121,7 +123,7 @@ class ContrastiveCaptioning:
         """Add this rank's share of the global batch's gradient, in three passes over the micro-batches.
 
         1. embed every micro-batch (with a graph where the stash keeps it); 2. InfoNCE over all ranks' embeddings gives
-        the gradient of each embedding; 3. embed again where nothing was kept, caption, and go backward.
+        the gradient of each embedding; 3. embed again where nothing was kept, caption unless λ is 0, and go backward.
         """
         assert isinstance(model, AudioText)
         world, keep = self.setting.world, self.config.stash > 0
@@ -135,30 +137,28 @@ class ContrastiveCaptioning:
 
         captions: list[Tensor] = []
         start = 0
-        for number, micro in enumerate(inputs):
+        for number, micro in enumerate(telling_the_last(inputs)):
             encoded = kept[number] or self._embed(model, micro)
             kept[number] = None
             rows = slice(start, start + len(encoded.audio_embedding))
             start = rows.stop
-            decoded = self._decode(model, micro, encoded)
-            micro_caption, decoded_gradient = self._caption_gradient(model, micro, decoded.detach())
+            outputs = [encoded.audio_embedding, encoded.text_embedding]
+            gradients = [
+                audio_gradient[rows].to(encoded.audio_embedding.dtype),
+                text_gradient[rows].to(encoded.text_embedding.dtype),
+            ]
+            if self.captions:
+                decoded = self._decode(model, micro, encoded)
+                micro_caption, decoded_gradient = self._caption_gradient(model, micro, decoded.detach())
+                captions.append(micro_caption)
+                outputs, gradients = [*outputs, decoded], [*gradients, decoded_gradient]
             with span(BACKWARD):
-                torch.autograd.backward(
-                    [encoded.audio_embedding, encoded.text_embedding, decoded],
-                    [
-                        audio_gradient[rows].to(encoded.audio_embedding.dtype),
-                        text_gradient[rows].to(encoded.text_embedding.dtype),
-                        decoded_gradient,
-                    ],
-                )
-            captions.append(micro_caption)
-        captioning = world.sum_(torch.stack(captions).sum())
-        losses = {
-            "loss": contrastive + self.config.caption_weight * captioning,
-            "contrastive": contrastive,
-            "captioning": captioning,
-            "logit_scale": model.logit_scale.value.detach().exp(),
-        }
+                torch.autograd.backward(outputs, gradients)
+        losses = {"loss": contrastive, "contrastive": contrastive}
+        if self.captions:
+            captioning = world.sum_(torch.stack(captions).sum())
+            losses |= {"loss": contrastive + self.config.caption_weight * captioning, "captioning": captioning}
+        losses["logit_scale"] = model.logit_scale.value.detach().exp()
         valid_tokens = sum(int(m.audio_lengths.sum() + m.text.lengths.sum()) for m in inputs)
         audio_lengths = torch.cat([micro.audio_lengths for micro in inputs])
         text_lengths = torch.cat([micro.text.lengths for micro in inputs])
@@ -198,12 +198,14 @@ class ContrastiveCaptioning:
         """Return the captioning loss, and λ times its gradient of ``decoded``; the head's goes to its ``grad``."""
         head, text = model.caption_decoder.head, micro.text
         with span(LOSS):
-            return caption_loss_and_gradients(
+            found = caption_loss_and_gradients(
                 *(decoded, head.weight, head.bias, text.targets, text.weights),
                 weight_gradient=gradient_buffer(head.weight),
                 bias_gradient=gradient_buffer(head.bias),
                 gradient_scale=self.config.caption_weight,
             )
+        gradients_added((head.weight, head.bias))
+        return found
 
     def _contrastive_gradient(self, model: AudioText, audio: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss over all ranks' pairs and the gradients of this rank's ``[n, P]`` embeddings.
@@ -221,6 +223,7 @@ class ContrastiveCaptioning:
                 halved=self.config.halve_contrastive,
             )
         gradient_buffer(scale).add_(found.d_logit_scale)
+        gradients_added((scale,))
         return found.loss, found.d_audio, found.d_text
 
 

@@ -117,6 +117,10 @@ def _convert_to_authors(source: Path, out: Path) -> None:
         raise InputError(f"{out}: exists already; choose another --out")
     check_writable(out)
     config, file = read_config(source), source / MODEL_FILE
+    if isinstance(config, AudioTextConfig) and not config.caption_layers:
+        raise InputError(
+            f"{source}: has no caption decoder, which the authors' model has; expected a model that captions"
+        )
     with _stages() as stage:
         stage("reading")
         state = load_tensors(file)

@@ -5,7 +5,7 @@ import datetime
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -62,13 +62,10 @@ class World:
 
     @contextlib.contextmanager
     def exchange(self) -> Iterator[None]:
-        """Count the exchange with other ranks that the body is."""
+        """Count the exchange with other ranks that the body is, and waits for."""
         self.exchanges.begun += 1
-        try:
-            with span(COLLECTIVE):
-                yield
-        except RuntimeError as error:
-            raise RanksLost(str(error)) from error
+        with span(COLLECTIVE), _breaking_off():
+            yield
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Replace ``tensor`` by its sum over ranks."""
@@ -77,14 +74,29 @@ class World:
                 dist.all_reduce(tensor)
         return tensor
 
-    def sum_shares(self, whole: Tensor, own: Tensor) -> None:
-        """Sum the flat ``whole`` over ranks, into ``own`` this rank's share: as much for each, in rank order."""
-        if self.size > 1 and whole.numel():
-            with self.exchange():
-                _reduce_scatter(own, whole)
+    def begin_sum_(self, tensor: Tensor) -> dist.Work:
+        """Begin to replace ``tensor`` by its sum over ranks, of which there are several; see :meth:`finish`."""
+        self.exchanges.begun += 1
+        with _breaking_off():
+            return _begun(dist.all_reduce(tensor, async_op=True))
+
+    def begin_sum_shares(self, whole: Tensor, own: Tensor) -> dist.Work:
+        """Begin to sum the flat ``whole`` over ranks, of which there are several; see :meth:`finish`.
+
+        ``own`` gets this rank's share: as much for each, in rank order.
+        """
+        self.exchanges.begun += 1
+        with _breaking_off():
+            return _begun(_reduce_scatter(own, whole, async_op=True))
+
+    def finish(self, begun: Iterable[dist.Work]) -> None:
+        """Let what comes wait for exchanges that were begun: on a GPU its stream, elsewhere this thread."""
+        with span(COLLECTIVE), _breaking_off():
+            for work in begun:
+                work.wait()
 
     def gather_shares(self, whole: Tensor, own: Tensor) -> None:
-        """Fill the flat ``whole`` with every rank's ``own`` share, in rank order; ``own`` may lie in there."""
+        """Fill the flat ``whole`` with every rank's ``own`` share, in rank order."""
         if self.size > 1 and whole.numel():
             with self.exchange():
                 _all_gather(whole, own)
@@ -133,6 +145,20 @@ class World:
             dist.destroy_process_group()
 
 
+@contextlib.contextmanager
+def _breaking_off() -> Iterator[None]:
+    """Raise RanksLost where the exchange that is the body breaks off."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RanksLost(str(error)) from error
+
+
+def _begun(work: dist.Work | None) -> dist.Work:
+    assert work is not None  # of several ranks, all of them in the group
+    return work
+
+
 def join_world(device: str, timeout_seconds: float = TIMEOUT_SECONDS) -> World:
     """Join the ranks that torchrun started (environment variables), or form a world of one.
 
@@ -151,14 +177,19 @@ def join_world(device: str, timeout_seconds: float = TIMEOUT_SECONDS) -> World:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     store = _rendezvous(rank, timeout_seconds)
-    dist.init_process_group(
-        "nccl" if chosen.type == "cuda" else "gloo",
-        store=PrefixStore("group", store),
-        rank=rank,
-        world_size=size,
-        # Later than RankWatch, which can name the rank that is to blame.
-        timeout=datetime.timedelta(seconds=1.5 * timeout_seconds),
-    )
+    try:
+        dist.init_process_group(
+            "nccl" if chosen.type == "cuda" else "gloo",
+            store=PrefixStore("group", store),
+            rank=rank,
+            world_size=size,
+            # Later than RankWatch, which can name the rank that is to blame.
+            timeout=datetime.timedelta(seconds=1.5 * timeout_seconds),
+        )
+    except dist.DistError as error:
+        raise InputError(
+            f"rank {rank} found the others and could not join them ({str(error).splitlines()[0]}); see what they say"
+        ) from None
     return World(rank, size, chosen, PrefixStore("run", store))
 
 

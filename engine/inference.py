@@ -96,7 +96,8 @@ class Cacophony:
         """Caption ``audio`` (as in :meth:`embed_audio`).
 
         ``sample`` draws from softmax(logits / temperature) with ``seed``, one for all clips or one for each; ``greedy``
-        takes the likeliest token; ``beam`` keeps ``beams`` hypotheses. Raises InputError where there is no tokenizer.
+        takes the likeliest token; ``beam`` keeps ``beams`` hypotheses. Raises InputError where there is no tokenizer,
+        or the model has no caption decoder.
         """
         tokenizer = self._require_tokenizer("captions as text")
         rows = self.caption_tokens(audio, method=method, temperature=temperature, beams=beams, seed=seed)
@@ -115,6 +116,7 @@ class Cacophony:
         """Caption ``audio`` as :meth:`caption` does; returns token ids, ``<s>`` first, 0 after ``</s>``."""
         if not 0.0 < temperature < math.inf:
             raise InputError(f"temperature is {temperature}; expected more than 0 (greedy decoding is a method)")
+        self.model.require_captions()
         if beams < 1:
             raise InputError(f"beams is {beams}; expected at least 1")
         heat = 0.0 if method == "greedy" else temperature

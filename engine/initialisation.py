@@ -41,8 +41,9 @@ def initialise(
     """Give ``model`` its first weights; returns where every parameter's came from.
 
     All are drawn from the seed first. ``init``, a model directory, then gives its whole network where the stages are
-    equal, and its audio encoder from stage 1 to stage 2. ``config.text_init`` gives the text encoder, unless ``init``
-    has one. Raises InputError where a source cannot be read or has other sizes, or ``config.audio_init`` refuses it.
+    equal (but for a caption decoder that ``model`` lacks), and its audio encoder from stage 1 to stage 2.
+    ``config.text_init`` gives the text encoder, unless ``init`` has one. Raises InputError where a source cannot be
+    read or has other sizes, or ``config.audio_init`` refuses it.
     """
     if init is not None and isinstance(config, ContrastiveRunConfig) and config.audio_init == "random":
         raise InputError(
@@ -96,7 +97,10 @@ def _load_init(model: AudioMAE | AudioText, init: Path) -> str:
         raise InputError(f"{init}: holds no model; --init expects {expected}")
     source, file = read_model(init), init / MODEL_FILE
     if type(source) is type(model):
-        load_into(model, source.state_dict(), file)
+        state = source.state_dict()
+        if isinstance(model, AudioText) and not model.config.caption_layers:
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("caption_decoder.")}
+        load_into(model, state, file)
         return ""
     if isinstance(model, AudioMAE):
         raise InputError(f"{init}: is an audio-text model; stage 1 starts from a stage-1 model or from none")

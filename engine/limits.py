@@ -3,6 +3,7 @@
 ``cacophony train … --limits``.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.batch import AudioTextBatch
-from ..data.dali import choose_decoder
+from ..data.dali_decoder import choose_decoder
 from ..data.loader import Loader
 from ..data.shards import Shards
 from ..data.tokens import resolve_tokenizer
@@ -21,13 +22,15 @@ from ..kernels import backend
 from ..kernels.spans import listening
 from ..models.layers import init_weights
 from .build import Config, build_model, build_objective, build_updater
-from .config import ContrastiveRunConfig
+from .config import ContrastiveRunConfig, Stage
 from .distributed import World, join_world
 from .gpus import peak_flops
 from .initialisation import tokenizer_spec
 from .phases import ASCENT, COLLECTIVE, STEP
+from .rank_agreement import check_agreement, run_facts, withdrawing
+from .rank_watch import watched
 from .stopwatch import Stopwatch, synchronise
-from .trainer import loader_config, make_step
+from .trainer import check_batch, loader_config, make_step
 from .update import Outcome
 
 PART_SECONDS = 12.0
@@ -53,7 +56,7 @@ class Limits:
     device: float
     """To make a step on noise of the batch's sizes, nothing loaded."""
     collectives: float | None
-    """Of that, waiting for other ranks; None where there are none."""
+    """Of that, computation waiting for other ranks; None where there are none."""
     ascent: float
     """Of that, what SAM adds."""
     mfu: float | None
@@ -62,30 +65,31 @@ class Limits:
     """To load and make a step, as a run does."""
 
 
-def measure_limits(config: Config, data: Path, *, part_seconds: float) -> Limits | None:
+def measure_limits(stage: Stage, config: Config, data: Path, *, part_seconds: float) -> Limits | None:
     """Measure a run of ``config`` on the shards in ``data``, each part for so long; None on every rank but the first.
 
-    Raises InputError as a run would, before it measures.
+    Raises InputError as a run would, before it measures, and RunError where other ranks are lost.
     """
-    world = join_world(config.device)
-    try:
-        if config.batch_size % world.size:
-            raise InputError(
-                f"batch_size {config.batch_size} is not divisible by {world.size} ranks; change batch_size"
-            )
-        with Shards.open(data) as shards, backend.use_backend(config.backend):
+    world = join_world(config.device, config.timeout_seconds)
+    with contextlib.ExitStack() as opened:
+        with withdrawing(world):
+            check_batch(config, world)
+            shards = opened.enter_context(Shards.open(data, config.data.sources))
+            if isinstance(config, ContrastiveRunConfig) and not shards.has_captions:
+                raise InputError("the shards have no captions, stage 2 needs them: pack with --captions captions.csv")
+        facts = run_facts(stage, config, shards.fingerprint, None, is_continued=False)
+        check_agreement(world, facts, config.timeout_seconds)
+        with watched(world, config.timeout_seconds), backend.use_backend(config.backend):
             found = _measure(config, shards, world, part_seconds)
-        return found if world.is_main else None
-    finally:
-        world.close()
+    world.barrier()  # rank 0 may keep the store that the others watch
+    world.close()
+    return found if world.is_main else None
 
 
 def _measure(config: Config, shards: Shards, world: World, seconds: float) -> Limits:
     device = world.device
     tokenizer = None
     if isinstance(config, ContrastiveRunConfig):
-        if not shards.has_captions:
-            raise InputError("the shards have no captions, stage 2 needs them: pack with --captions captions.csv")
         tokenizer, _ = resolve_tokenizer(tokenizer_spec(config, None), shards.captions(), config.model.text.vocab_size)
     decoder, _ = choose_decoder(config.data.loader, device.type, config.data.workers)
     loader = Loader(shards, loader_config(config, device), tokenizer, world.rank, world.size, decoder)
@@ -110,11 +114,16 @@ def _measure(config: Config, shards: Shards, world: World, seconds: float) -> Li
         def step(batch: AudioTextBatch) -> None:
             outcomes.append(make_step(updater, objective, batch, 0, config)[1])
 
-        step(noise)  # compiles, allocates
+        def timed_step() -> None:
+            with listening(stopwatch.span):  # what ranks exchange between two steps is the measurement's
+                step(noise)
+
+        for _ in range(2):  # compiles, allocates; the second sums over ranks as all that come
+            step(noise)
         outcomes.clear()
-        with listening(stopwatch.span):
-            step_seconds = _seconds(lambda: step(noise), world, seconds)
-        spans = {name: found / len(outcomes) for name, found in stopwatch.read().items()}
+        step_seconds = _seconds(timed_step, world, seconds)
+        spans = stopwatch.read()
+        ascent, collectives = (_mean(spans[name] / len(outcomes), world) for name in (ASCENT, COLLECTIVE))
         flops = outcomes[0].model_flops
         for _ in range(config.data.prefetch_batches):
             step(next(loader).to(device))
@@ -128,8 +137,8 @@ def _measure(config: Config, shards: Shards, world: World, seconds: float) -> Li
         loader=load_seconds,
         copy=copy_seconds,
         device=step_seconds,
-        collectives=spans[COLLECTIVE] if world.size > 1 else None,
-        ascent=spans[ASCENT],
+        collectives=collectives if world.size > 1 else None,
+        ascent=ascent,
         mfu=flops / step_seconds / peak if peak else None,
         both=both_seconds,
     )
@@ -166,8 +175,12 @@ def _seconds(action: Callable[[], object], world: World, seconds: float) -> floa
         if over > 0:
             break
     synchronise(world.device)
-    took = (time.perf_counter() - begun) / calls
-    return float(world.total(took)[0]) / world.size
+    return _mean((time.perf_counter() - begun) / calls, world)
+
+
+def _mean(seconds: float, world: World) -> float:
+    """Return the mean of the ranks' ``seconds``."""
+    return float(world.total(seconds)[0]) / world.size
 
 
 def describe(limits: Limits, config: Config) -> str:
@@ -199,7 +212,7 @@ def sentence(limits: Limits, config: Config) -> str:
     if limits.loader > _CLOSE * limits.device:
         return (
             f"The loader limits this run: the device could be {limits.loader / limits.device:.1f} times as fast as it "
-            f"is fed; raise data.workers (now {config.data.workers}), or decode on the GPU (data.loader dali)."
+            f"is fed; raise data.workers (now {config.data.workers}) to as many as there are cores for it."
         )
     if limits.both > _CLOSE * slowest:
         return (

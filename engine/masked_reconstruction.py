@@ -6,13 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batch import AudioTextBatch
+from ..kernels.choose_patches import keep_fraction
 from ..kernels.fill import Budget, budgets, fill_patches, real_tokens
 from ..kernels.log_mel import num_patches
 from ..kernels.mae_decoder_input import interleave
-from ..kernels.patch_mask import MaskedPatches, keep_fraction
+from ..kernels.patch_mask import MaskedPatches
 from ..kernels.patch_mse import patch_mse
 from ..kernels.spans import span
 from ..models.audio_mae import AudioMAE
+from ..models.gradients import telling_the_last
 from .config import MaeObjectiveConfig, MaeRunConfig
 from .distributed import World
 from .micro_batches import check_longest
@@ -48,13 +50,13 @@ class MaskedReconstruction:
             visible = self._visible(counts)
             limits = [(visible, self.budgets[0].tokens), (counts - visible, self.budgets[1].tokens)]
         for micro in setting.micro_batches(batch, limits):
-            spectrogram = setting.spectrogram(micro)
-            keep = self._visible(spectrogram.patch_counts)
-            masked = setting.mask(spectrogram, keep, micro, step)
+            counts = setting.patch_counts(micro)
+            keep = self._visible(counts)
+            masked = setting.masked(micro, keep, step)
             if self.budgets:
                 parts = zip((masked.kept, masked.restore), self.budgets, strict=True)
                 masked = MaskedPatches(*(fill_patches(patches, budget) for patches, budget in parts))
-            inputs.append(MaskedInputs(masked, keep, spectrogram.patch_counts - keep))
+            inputs.append(MaskedInputs(masked, keep, counts - keep))
         return inputs
 
     def _visible(self, patch_counts: Tensor) -> Tensor:
@@ -82,7 +84,7 @@ class MaskedReconstruction:
         by_hand = blocks_by_hand(self.config.blocks, self.config.stash, world.device)
         stash = self.config.stash if by_hand else None
         losses: list[Tensor] = []
-        for micro in inputs:
+        for micro in telling_the_last(inputs):
             masked = micro.patches
             with span(FORWARD), self.setting.autocast():
                 prediction, _ = model(masked.kept, masked.restore.positions, stash)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batch import AudioTextBatch
-from ..data.frontend import FrontEnd, choose_front_end
+from ..data.frontend import DaliLogMel
 from ..errors import InputError
 from ..kernels import backend
-from ..kernels.layout import LayoutName
-from ..kernels.log_mel import Spectrogram
+from ..kernels.layout import LayoutName, Patches
+from ..kernels.log_mel import num_patches
+from ..kernels.log_mel_patches import kept_log_mel, masked_log_mel
 from ..kernels.patch_mask import MaskedPatches, patch_mask
 from ..kernels.precision import autocast
 from ..models.by_hand import Stash
@@ -61,13 +62,14 @@ class Setting:
     micro_batch_size: int
     precision: Precision
     layout: LayoutName
-    front_end: FrontEnd
+    dali: DaliLogMel | None
+    """Who makes the log-mel, where not the engine's own op does."""
 
     @classmethod
     def of(cls, config: MaeRunConfig | ContrastiveRunConfig, world: World) -> "Setting":
         """Take what a run's configuration says about it."""
-        front_end = choose_front_end(config.data.frontend, world.device)
-        return cls(world, config.seed, config.micro_batch_size, config.precision, config.layout, front_end)
+        dali = DaliLogMel(world.device) if config.data.frontend == "dali" else None
+        return cls(world, config.seed, config.micro_batch_size, config.precision, config.layout, dali)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context of a forward pass."""
@@ -78,26 +80,34 @@ class Setting:
         passes = cut(batch.num_clips, self.micro_batch_size, limits)
         return [batch.select(clips.start, clips.stop) for clips in passes]
 
-    def spectrogram(self, batch: AudioTextBatch) -> Spectrogram:
-        """Compute the log-mel of a batch; raises InputError where a clip has no whole patch."""
-        spectrogram = self.front_end(batch.wave, batch.wave_offsets)
-        if bool((spectrogram.patch_counts == 0).any()):
+    def patch_counts(self, batch: AudioTextBatch) -> Tensor:
+        """Return the whole patches of each clip; raises InputError where one has none."""
+        counts = num_patches(batch.wave_lengths)
+        if bool((counts == 0).any()):
             raise InputError(
                 "a clip is too short for one patch (2401 samples at 16 kHz); pack again, which leaves it out"
             )
-        return spectrogram
+        return counts
 
-    def mask(self, spectrogram: Spectrogram, keep_counts: Tensor, batch: AudioTextBatch, step: int) -> MaskedPatches:
-        """Keep a random subset of each clip's patches."""
-        return patch_mask(
-            spectrogram.frames,
-            spectrogram.frame_offsets,
-            keep_counts,
-            batch.sample_index,
-            seed=self.seed,
-            step=step,
-            layout=self.layout,
-        )
+    def kept(self, batch: AudioTextBatch, keep_counts: Tensor, step: int) -> Patches:
+        """Compute the log-mel of a random subset of each clip's patches."""
+        if self.dali is None:
+            return kept_log_mel(batch.wave, batch.wave_offsets, keep_counts, batch.sample_index, **self._draw(step))
+        return self._masked_by_dali(self.dali, batch, keep_counts, step).kept
+
+    def masked(self, batch: AudioTextBatch, keep_counts: Tensor, step: int) -> MaskedPatches:
+        """Compute the log-mel of all patches: a random subset of each clip's, and those left to restore."""
+        if self.dali is None:
+            return masked_log_mel(batch.wave, batch.wave_offsets, keep_counts, batch.sample_index, **self._draw(step))
+        return self._masked_by_dali(self.dali, batch, keep_counts, step)
+
+    def _masked_by_dali(self, dali: DaliLogMel, batch: AudioTextBatch, keep_counts: Tensor, step: int) -> MaskedPatches:
+        spectrogram = dali(batch.wave, batch.wave_offsets)
+        frames, offsets = spectrogram.frames, spectrogram.frame_offsets
+        return patch_mask(frames, offsets, keep_counts, batch.sample_index, **self._draw(step))
+
+    def _draw(self, step: int) -> dict[str, Any]:
+        return {"seed": self.seed, "step": step, "layout": self.layout}
 
 
 def blocks_by_hand(blocks: Blocks, stash: Stash, device: torch.device) -> bool:

@@ -27,7 +27,7 @@ def parity_command(
     device: str = "auto",
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> int:
-    """Compare every op, and a step of a model, forward and gradients, with the reference path in float64.
+    """Compare every op, and a few steps of a model, forward and gradients, with the reference path in float64.
 
     Beside each error stands that of plain PyTorch in the same precision; exits with 1 where an error is beyond its
     budget (twice PyTorch's and two units in the last place).
@@ -36,7 +36,7 @@ def parity_command(
         model: Run directory of either stage, or a converted checkpoint.
         backend: fused and reference insist; auto takes what would run here.
         precision: Of parameters and inputs (ops), of the forward pass (model; parameters stay fp32).
-        clips: Clips of noise in the model's step.
+        clips: Clips of noise in each of the model's steps.
         device: cpu, cuda, ...; auto takes a GPU where there is one.
         json_file: File to write the same figures to as JSON.
     """

@@ -11,6 +11,7 @@ from ..kernels.log_mel import FREQ_PATCHES, num_patches
 from .build import Config
 from .distributed import World
 from .gpus import GIB
+from .step_cost import is_shared
 from .step_memory import ClipSize, StepProbe
 
 
@@ -41,6 +42,8 @@ def expected_bytes(config: Config, clip: ClipSize, ranks: int) -> int:
     """Return what the planner's functions expect a rank to allocate at most, on clips of this size."""
     probe = StepProbe(config, clip)
     state, step = probe.state, probe.memory(config, ranks)
+    if is_shared(config, ranks):
+        state = state.shared(ranks)
     held = state.master + state.gradient + state.moments + state.compute
     return held + step.inputs + step.prepared + step.kept + step.working
 

@@ -1,5 +1,6 @@
 """A plan: micro-batch and stash of a run on given GPUs, its memory by part, its FLOPs, and how long it should take."""
 
+import functools
 import itertools
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -100,14 +101,38 @@ class Plan:
 
     @property
     def transfer_seconds(self) -> float:
-        """Seconds of a step's collectives, none of them hidden behind computation."""
-        gpu, gpus = self.machine.gpu, self.machine.gpus
-        return sum(transfer.seconds(gpu, gpus) / BANDWIDTH_SHARE for transfer in self.transfers)
+        """Seconds of a step's collectives, hidden behind computation or not."""
+        return sum(self._seconds(transfer) for transfer in self.transfers)
+
+    @property
+    def exposed_seconds(self) -> float:
+        """Seconds of a step in which computation waits for collectives.
+
+        Gradients are summed beside the backward pass of the last micro-batch; what takes longer is waited for, and the
+        bucket that becomes whole last always.
+        """
+        beside = self.last_backward_seconds
+        of_bucket = min(self.config.update.bucket_mib * 2**20 / (4 * self.parameters), 1.0)
+        exposed = 0.0
+        for transfer in self.transfers:
+            seconds = self._seconds(transfer)
+            exposed += max(seconds - transfer.beside * beside, of_bucket * seconds if transfer.beside else 0.0)
+        return exposed
+
+    @property
+    def last_backward_seconds(self) -> float:
+        """Seconds of the backward pass of a micro-batch: two thirds of its model FLOPs, nothing computed again."""
+        local = self.config.batch_size // self.machine.gpus
+        micro_batches = max(local / self.config.micro_batch_size, 1.0)
+        return 2 / 3 * self.flops.model / micro_batches / (self.machine.gpu.bf16_flops * self.machine.efficiency)
+
+    def _seconds(self, transfer: Transfer) -> float:
+        return transfer.seconds(self.machine.gpu, self.machine.gpus) / BANDWIDTH_SHARE
 
     @property
     def step_seconds(self) -> float:
         """Seconds of a step."""
-        return self.compute_seconds + self.update_seconds + self.transfer_seconds
+        return self.compute_seconds + self.update_seconds + self.exposed_seconds
 
     @property
     def days(self) -> float:
@@ -115,8 +140,14 @@ class Plan:
         return self.step_seconds * self.config.steps / 86_400
 
 
+@functools.lru_cache(maxsize=8)
+def _probe(config: RunConfigOfStage, clip: ClipSize) -> StepProbe:
+    """Return the one that traces steps of ``config``; what it has traced does not depend on the GPU."""
+    return StepProbe(config, clip)
+
+
 class Planner:
-    """Plans runs of one stage and network on one kind of GPU; what it finds out about memory it keeps."""
+    """Plans runs of one stage and network on one kind of GPU; what is found out about memory is kept."""
 
     def __init__(self, config: RunConfigOfStage, machine: Machine) -> None:
         if config.batch_size % machine.gpus:
@@ -125,7 +156,7 @@ class Planner:
             )
         self.config = config
         self.machine = machine
-        self.probe = StepProbe(config, machine.clip)
+        self.probe = _probe(config, machine.clip)
 
     def plan(self, config: RunConfigOfStage) -> Plan:
         """Plan exactly ``config``: its batch, micro-batch and stash, whether it fits or not."""

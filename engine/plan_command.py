@@ -103,6 +103,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "compute": plan.compute_seconds,
             "update": plan.update_seconds,
             "transfers": plan.transfer_seconds,
+            "exposed_transfers": plan.exposed_seconds,
             "step": plan.step_seconds,
         },
         "steps": plan.config.steps,
@@ -139,9 +140,9 @@ def _describe(name: str, plan: Plan) -> list[str]:
         f"gradient{'s' if times > 1 else ''}, {plan.flops.recomputed_share:.1%} on top to recompute",
         *(f"  sends {transfer.name:32} {transfer.bytes / 1e9:8.2f} GB" for transfer in plan.transfers),
         f"a step takes {plan.step_seconds:.3g} s ({plan.compute_seconds:.3g} compute, {plan.update_seconds:.2g} "
-        f"update, {plan.transfer_seconds:.2g} transfers), the run {plan.days:.3g} days, if "
-        f"{machine.efficiency:.0%} of the bf16 peak and {BANDWIDTH_SHARE:.0%} of bandwidth are "
-        "reached: an assumption, not measured",
+        f"update, {plan.exposed_seconds:.2g} waiting for {plan.transfer_seconds:.2g} of transfers), the run "
+        f"{plan.days:.3g} days, if {machine.efficiency:.0%} of the bf16 peak and {BANDWIDTH_SHARE:.0%} of bandwidth "
+        "are reached: an assumption, not measured",
     ]
     if plan.fits:
         lines.append(f"flags: --objective.stash {config.objective.stash} --micro-batch-size {config.micro_batch_size}")
@@ -175,7 +176,7 @@ def _sweep(name: str, config: RunConfigOfStage, machine: Machine, out: Path | No
             f"Made by `cacophony plan --preset {name} --gpu {machine.gpu.name} --sweep`. Clips of "
             f"{machine.clip.patches} patches, captions of {machine.clip.text_tokens} tokens. Times are predictions "
             f"from {machine.efficiency:.0%} of the bf16 peak and {BANDWIDTH_SHARE:.0%} of bandwidth, assumed, "
-            "not measured; transfers are not hidden behind computation.",
+            "not measured; gradients are summed while the last micro-batch's backward pass goes on.",
             "",
             f"| {' | '.join(columns)} |",
             f"|{'---|' * len(columns)}",

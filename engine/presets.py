@@ -79,7 +79,7 @@ def ablation_stage2_fixed_length() -> ContrastiveRunConfig:
 
 
 def ablation_stage2_no_captioning() -> ContrastiveRunConfig:
-    """`ablation_stage2` on the contrastive loss alone (λ 0)."""
+    """`ablation_stage2` on the contrastive loss alone (λ 0): no caption decoder is made, trained or saved."""
     base = ablation_stage2()
     return replace(base, objective=replace(base.objective, caption_weight=0.0))
 
@@ -93,6 +93,26 @@ def ablation_stage2_no_sam() -> ContrastiveRunConfig:
 def ablation_stage2_no_stage1() -> ContrastiveRunConfig:
     """`ablation_stage2` from a random audio encoder; --init is refused."""
     return replace(ablation_stage2(), audio_init="random")
+
+
+def ablation_stage2_clean() -> ContrastiveRunConfig:
+    """`ablation_stage2` on the clips whose captions people wrote: the shards' source "clean"."""
+    return _ablation_stage2_on("clean")
+
+
+def ablation_stage2_clean_and_cleaned() -> ContrastiveRunConfig:
+    """`ablation_stage2` on these and on those whose noisy descriptions were cleaned: sources "clean" and "cleaned"."""
+    return _ablation_stage2_on("clean", "cleaned")
+
+
+def ablation_stage2_clean_cleaned_and_synthetic() -> ContrastiveRunConfig:
+    """`ablation_stage2` on these and on those that were captioned by a machine: also source "synthetic"."""
+    return _ablation_stage2_on("clean", "cleaned", "synthetic")
+
+
+def _ablation_stage2_on(*sources: str) -> ContrastiveRunConfig:
+    base = ablation_stage2()
+    return replace(base, data=replace(base.data, sources=sources))
 
 
 def demo_stage1() -> MaeRunConfig:
@@ -138,6 +158,9 @@ PRESETS: dict[Stage, dict[str, Preset]] = {
         "paper_stage2": paper_stage2,
         "ablation_stage2": ablation_stage2,
         "ablation_stage2_fixed_length": ablation_stage2_fixed_length,
+        "ablation_stage2_clean": ablation_stage2_clean,
+        "ablation_stage2_clean_and_cleaned": ablation_stage2_clean_and_cleaned,
+        "ablation_stage2_clean_cleaned_and_synthetic": ablation_stage2_clean_cleaned_and_synthetic,
         "ablation_stage2_no_captioning": ablation_stage2_no_captioning,
         "ablation_stage2_no_sam": ablation_stage2_no_sam,
         "ablation_stage2_no_stage1": ablation_stage2_no_stage1,

@@ -5,15 +5,17 @@ looks at all, the others at rank 0 and at its verdict. A rank in the midst of an
 process ends at once; checkpoints appear whole or not at all, so nothing is lost but steps.
 """
 
+import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
-from .distributed import World, host_name
+from ..errors import RunError
+from .distributed import RanksLost, World, host_name
 
 _BEATS = 5
 """Beats that a rank may miss before others, whose exchange with it broke off, call it gone."""
@@ -161,6 +163,16 @@ class RankWatch:
                 self._store.set("verdict", message)
         except RuntimeError:
             return  # the store is gone, and with it its host
+
+
+@contextlib.contextmanager
+def watched(world: World, timeout_seconds: float) -> Iterator[None]:
+    """Watch over the ranks in the body; raises RunError that says who is to blame for an exchange that broke off."""
+    with RankWatch(world, timeout_seconds) as watch:
+        try:
+            yield
+        except RanksLost as error:
+            raise RunError(watch.explain(error)) from None
 
 
 def _names(ranks: list[int], seen: dict[int, _Seen]) -> str:

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from ..data.shards import Shards
 from ..errors import InputError
+from ..kernels.choose_patches import keep_fraction
 from ..kernels.layout import PatchPositions
-from ..kernels.log_mel import FREQ_PATCHES, MEL_BANDS, PATCH_SIDE, log_mel
+from ..kernels.log_mel import FREQ_PATCHES, MEL_BANDS, PATCH_SIDE, num_patches
+from ..kernels.log_mel_patches import masked_log_mel
 from ..kernels.mae_decoder_input import interleave
-from ..kernels.patch_mask import keep_fraction, patch_mask
 from ..models.audio_mae import AudioMAE
 from ..models.model_directory import read_model
 from .config import MaeRunConfig
@@ -34,10 +35,9 @@ def draw_reconstruction(run: Path, data: Path, clip: int, picture: Path) -> None
     with Shards.open(data) as shards:
         wave = torch.from_numpy(shards.read(clip))
 
-    spectrogram = log_mel(wave, torch.tensor([0, len(wave)]))
-    keep = keep_fraction(spectrogram.patch_counts, 1.0 - record.config.objective.mask_ratio)
-    frames, offsets = spectrogram.frames, spectrogram.frame_offsets
-    masked = patch_mask(frames, offsets, keep, torch.tensor([clip]), seed=record.config.seed, step=0, layout="packed")
+    offsets, index = torch.tensor([0, len(wave)]), torch.tensor([clip])
+    keep = keep_fraction(num_patches(offsets.diff()), 1.0 - record.config.objective.mask_ratio)
+    masked = masked_log_mel(wave, offsets, keep, index, seed=record.config.seed, step=0, layout="packed")
     visible, restore = masked.kept, masked.restore
     prediction, layout = model(visible, restore.positions)
 

@@ -34,6 +34,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "log_every_steps",
         "save_every_steps",
         "timeout_seconds",
+        "update.bucket_mib",
         "update.implementation",
         "wandb",
     }

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..kernels.patch_mask import keep_at_most, keep_fraction
+from ..kernels.choose_patches import keep_at_most, keep_fraction
 from ..models.audio_mae import AudioMAE
 from ..models.audio_text import AudioText
 from ..models.block import PostNormBlock, PreNormBlock
@@ -32,10 +32,15 @@ class Flops:
 
 @dataclass(frozen=True)
 class Transfer:
-    """A collective of a step: ``bytes`` that every rank sends, over all gradients of the step."""
+    """A collective of a step: ``bytes`` that every rank sends, over all gradients of the step.
+
+    ``beside``: so many backward passes of a step's last micro-batches run while it is under way, an equal part beside
+    each; 0 where computation waits for all of it.
+    """
 
     name: str
     bytes: int
+    beside: int = 0
 
     def seconds(self, gpu: Gpu, gpus: int) -> float:
         """Seconds at the links' peak, in rings: through the network where there is more than one node of 8 GPUs.
@@ -108,7 +113,8 @@ def recomputed_contrastive_flops(
     if by_hand:
         again += _recomputed(model.audio_encoder.blocks, patches, stash or 10)
         again += _recomputed(model.text_encoder.blocks, text_tokens, stash or 10)
-        again += _recomputed(model.caption_decoder.blocks, text_tokens, 10, patches)
+        if model.config.caption_layers:
+            again += _recomputed(model.caption_decoder.blocks, text_tokens, 10, patches)
     return again
 
 
@@ -128,11 +134,11 @@ def transfers(config: RunConfigOfStage, gradient_bytes: int, copy_bytes: int, ra
     times, share = gradients_per_step(config), (ranks - 1) / ranks
     if is_shared(config, ranks):
         found = [
-            Transfer("gradients, summed in float32", int(times * share * gradient_bytes)),
+            Transfer("gradients, summed in float32", int(times * share * gradient_bytes), beside=times),
             Transfer("weights to compute with", int(times * share * copy_bytes)),
         ]
     else:
-        found = [Transfer("gradients, summed in float32", int(2 * share * gradient_bytes))]
+        found = [Transfer("gradients, summed in float32", int(2 * share * gradient_bytes), beside=1)]
     if isinstance(config, ContrastiveRunConfig):
         embeddings = 2 * config.batch_size * config.model.projection_width * 4
         found.append(Transfer("embeddings, gathered in float32", int(times * share * embeddings)))

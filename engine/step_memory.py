@@ -45,12 +45,14 @@ class StateBytes:
     compute: int
 
     def shared(self, ranks: int) -> "StateBytes":
-        """Return what each of so many ranks has that share the update: all of gradient and copy, and a sum of its own.
+        """Return what each of so many ranks has that share the update: all of gradient and copy, and shares of them.
 
         But for the few elements that make all shares as large.
         """
-        own = self.gradient // ranks
-        return StateBytes(self.master // ranks, self.gradient + own, self.moments // ranks, self.compute)
+        own_gradient, own_copy = self.gradient // ranks, self.compute // ranks
+        return StateBytes(
+            self.master // ranks, self.gradient + own_gradient, self.moments // ranks, self.compute + own_copy
+        )
 
 
 @dataclass(frozen=True)

@@ -3,28 +3,28 @@
 import contextlib
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ..data.batch import AudioTextBatch
-from ..data.dali import choose_decoder
+from ..data.dali_decoder import choose_decoder
 from ..data.loader import Loader, LoaderConfig
 from ..data.shards import Shards
 from ..data.tokens import TOKENIZER_FILE, CaptionTokenizer, resolve_tokenizer
-from ..errors import InputError, RunError
+from ..errors import InputError
 from ..kernels import backend
 from ..kernels.spans import listening, span
 from ..models.config_io import to_dict
 from ..models.model_directory import write_config, write_processor
-from .build import AnyUpdater, Config, build_model, build_objective, build_updater
+from .build import AnyUpdater, Config, build_model, build_objective, build_updater, network_config
 from .checkpoint import discard_unfinished
 from .checkpoint_writer import CheckpointWriter
 from .config import ContrastiveRunConfig, MaeRunConfig, Stage
 from .continuation import choose_checkpoint, restore
-from .distributed import RanksLost, World, join_world
+from .distributed import World, join_world
 from .initialisation import initialise, tokenizer_spec, write_report
 from .introduction import introduce
 from .late_flags import LateFlags
@@ -32,7 +32,7 @@ from .objective import Objective, Report
 from .peak_memory import compare_with_plan
 from .phases import PREPARE, STEP
 from .rank_agreement import check_agreement, run_facts, withdrawing
-from .rank_watch import RankWatch
+from .rank_watch import watched
 from .run_directory import (
     RunRecord,
     check_new,
@@ -103,20 +103,19 @@ def train(
     task = _Task(stage, config, data, out, init, record, allow_changed)
     # Joining waits for all ranks: every one has looked at ``out`` before the first writes to it.
     world = join_world(config.device, config.timeout_seconds)
-    if config.batch_size % world.size:
-        raise InputError(f"batch_size {config.batch_size} is not divisible by {world.size} ranks; change batch_size")
     with contextlib.ExitStack() as opened:
         with withdrawing(world):
-            shards = opened.enter_context(Shards.open(data))
+            check_batch(config, world)
+            shards = opened.enter_context(Shards.open(data, config.data.sources))
             if record is not None and record.data_fingerprint != shards.fingerprint:
-                raise InputError(f"{data}: is not the data that {out} was started with ({record.data})")
+                raise InputError(
+                    f"{data}: is not the data that {out} was started with ({record.data}, "
+                    f"{describe_sources(record.config.data.sources)}); continue with that"
+                )
         facts = run_facts(stage, config, shards.fingerprint, init, is_continued=record is not None)
         check_agreement(world, facts, config.timeout_seconds)
-        with RankWatch(world, config.timeout_seconds) as watch, backend.use_backend(config.backend):
-            try:
-                finished = _train(task, shards, world, [f"changed: {describe_changes(changed)}"] if changed else [])
-            except RanksLost as error:
-                raise RunError(watch.explain(error)) from None
+        with watched(world, config.timeout_seconds), backend.use_backend(config.backend):
+            finished = _train(task, shards, world, [f"changed: {describe_changes(changed)}"] if changed else [])
     world.barrier()  # rank 0 may keep the store that the others watch
     world.close()
     return finished
@@ -142,7 +141,7 @@ def _train(task: _Task, shards: Shards, world: World, notes: list[str]) -> Finis
         if world.is_main:
             record = RunRecord(task.stage, config, str(task.data), shards.fingerprint, str(init) if init else None)
             write_record(out, record)
-            write_config(out, config.model)
+            write_config(out, network_config(config))
             discard_unfinished(out)
             if checkpoint:
                 publish_model(out, checkpoint)
@@ -266,6 +265,17 @@ def _going_on(log: RunLog) -> Iterator[None]:
         yield
     except OSError as error:
         log.say(f"the log could not be written ({error})")
+
+
+def describe_sources(sources: Sequence[str]) -> str:
+    """Say of which sources the clips are drawn."""
+    return f"sources {', '.join(sources)}" if sources else "all sources"
+
+
+def check_batch(config: Config, world: World) -> None:
+    """Raise InputError where the ranks cannot share the batch."""
+    if config.batch_size % world.size:
+        raise InputError(f"batch_size {config.batch_size} is not divisible by {world.size} ranks; change batch_size")
 
 
 def loader_config(config: Config, device: torch.device) -> LoaderConfig:

@@ -1,13 +1,15 @@
 """The parameter update on flat buffers: gradient → norm → [perturb → gradient → norm] → AdamW, all on the device.
 
 Ranks share it: each sums, perturbs and updates its share of the elements, and every rank gets the copy of all. A step
-with SAM sends (ranks - 1) / ranks of: twice the gradient in float32 (reduce-scatter) and twice the copy (all-gather).
+with SAM sends (ranks - 1) / ranks of: twice the gradient in float32 (reduce-scatter, while the last backward pass goes
+on: :mod:`.gradient_sum`) and twice the copy (all-gather).
 
 Nothing here waits for the device or depends on its numbers, so that an update can be captured in a CUDA graph: the
 device counts steps, looks up the learning rate and skips a step whose gradient is not finite. :mod:`.update_per_tensor`
 is the rival.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from ..models.layers import Table
 from .arena import Arena, ParameterGroup
 from .config import UpdateConfig
 from .distributed import World
+from .gradient_sum import GradientSum
 from .objective import Report
 from .phases import ASCENT, UPDATE
 from .schedule import learning_rate, schedule_table
@@ -88,7 +91,14 @@ class Updater:
         self.world = world or alone(model)
         # To follow its own gradient, a rank needs the master of all of it.
         self.is_shared = self.world.size > 1 and config.perturbation == "global"
-        self.arena = Arena(model, parameter_groups(model, config), linear_dtype, self.world if self.is_shared else None)
+        self.arena = Arena(
+            model,
+            parameter_groups(model, config),
+            linear_dtype,
+            self.world if self.is_shared else None,
+            round(config.bucket_mib * 2**20),
+        )
+        self._sum = GradientSum(self.arena, self.world)
         self._schedule = schedule_table(steps, config).to(self.arena.master)
         self._next_step = 0
 
@@ -115,10 +125,13 @@ class Updater:
                     self._perturb(arena.exp_avg, self._norm_of(arena.exp_avg))
             elif with_sam:
                 with span(ASCENT):
-                    reports.append((ascent or gradient)())
+                    # Along its own gradient a rank ascends without the others.
+                    with self._sum.watching() if config.perturbation == "global" else contextlib.nullcontext():
+                        reports.append((ascent or gradient)())
                     with span(UPDATE):
                         ascent_norm = self._ascend()
-            reports.append(gradient())
+            with self._sum.watching():
+                reports.append(gradient())
             with span(UPDATE):
                 norm = self._norm()
         except BaseException:
@@ -155,12 +168,9 @@ class Updater:
         return self.world.sum_(own)  # not finite on one rank is not finite on all
 
     def _norm(self) -> Tensor:
-        """Sum the gradient over ranks; returns its norm."""
+        """Wait for the gradient's sum over ranks; returns its norm."""
         self.arena.check_gradients()
-        if self.is_shared:
-            self.arena.sum_gradient()
-        else:
-            self.world.sum_(self.arena.gradient)
+        self._sum.finish()
         return self._norm_of(self.arena.own_gradient)
 
     def _norm_of(self, own: Tensor) -> Tensor:

@@ -29,10 +29,10 @@ class AttentionFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> Any:
-        """Run forward and keep its inputs, its output and the softmax's log-sum."""
-        out, lse = attention_fwd_op(query, key, value, *arguments)
+        """Run forward and keep its inputs, its output and what is known of the softmax."""
+        out, statistics = attention_fwd_op(query, key, value, *arguments)
         query_offsets, key_offsets, *ctx.arguments = arguments
-        ctx.save_for_backward(query, key, value, out, lse, query_offsets, key_offsets)
+        ctx.save_for_backward(query, key, value, out, statistics, query_offsets, key_offsets)
         return out
 
     @staticmethod
@@ -44,10 +44,10 @@ class AttentionFunction(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class AttentionSaved:
-    """What :func:`attention_bwd` needs beside inputs and output: who computed it, and ``lse`` float32 ``[H, Tq]``."""
+    """What :func:`attention_bwd` needs beside inputs and output: who computed it, and what it noted of the softmax."""
 
     provider: str
-    lse: Tensor
+    statistics: Tensor
 
 
 def attention(
@@ -100,8 +100,8 @@ def attention_fwd(
     if provider == REFERENCE:
         out = attention_reference(query, key, value, query_layout, key_layout, **options)
         return out, AttentionSaved(REFERENCE, query.new_empty(0))
-    out, lse = attention_fwd_op(query, key, value, *_arguments(query_layout, key_layout, **options), provider)
-    return out, AttentionSaved(provider, lse)
+    out, statistics = attention_fwd_op(query, key, value, *_arguments(query_layout, key_layout, **options), provider)
+    return out, AttentionSaved(provider, statistics)
 
 
 @step_of("attention")
@@ -130,7 +130,7 @@ def attention_bwd(
         gradients = query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
     if saved.provider != REFERENCE:
         arguments = *_arguments(query_layout, key_layout, **options), saved.provider
-        write_gradients(gradients, d_out, query, key, value, out, saved.lse, *arguments)
+        write_gradients(gradients, d_out, query, key, value, out, saved.statistics, *arguments)
         return gradients
     found = attention_bwd_reference(d_out, query, key, value, query_layout, key_layout, **options)
     for gradient, computed in zip(gradients, found, strict=True):

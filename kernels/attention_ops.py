@@ -15,22 +15,22 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 def attention_fwd(query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """Return out, contiguous, and lse; zeros where there is no query or no key at all."""
+    """Return out, contiguous, and statistics of the softmax; zeros where there is no query or no key at all."""
     *where, provider = arguments
     if not query.numel() or not key.numel():
-        out, lse = _fwd_outputs(query, key, value, *arguments)
-        return out.zero_(), lse.zero_()
+        out, statistics = _fwd_outputs(query, key, value, *arguments)
+        return out.zero_(), statistics.zero_()
     query, key, value = map(_last_contiguous, (query, key, value))
-    out, lse = PROVIDERS[provider].forward(query, key, value, _sequences(*where))
-    return out.contiguous(), lse
+    out, statistics = PROVIDERS[provider].forward(query, key, value, _sequences(*where))
+    return out.contiguous(), statistics
 
 
 def attention_bwd(
-    d_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, *arguments: Any
+    d_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, statistics: Tensor, *arguments: Any
 ) -> Gradients:
     """Return the gradients of query, key and value, contiguous."""
-    gradients = _bwd_outputs(d_out, query, key, value, out, lse, *arguments)
-    write_gradients(gradients, d_out, query, key, value, out, lse, *arguments)
+    gradients = _bwd_outputs(d_out, query, key, value, out, statistics, *arguments)
+    write_gradients(gradients, d_out, query, key, value, out, statistics, *arguments)
     return gradients
 
 
@@ -41,7 +41,7 @@ def write_gradients(
     key: Tensor,
     value: Tensor,
     out: Tensor,
-    lse: Tensor,
+    statistics: Tensor,
     *arguments: Any,
 ) -> None:
     """Write what :func:`attention_bwd` returns into tensors that are there; their rows and heads may be strided."""
@@ -52,7 +52,9 @@ def write_gradients(
         return
     query, key, value = map(_last_contiguous, (query, key, value))
     sequences = _sequences(*where)
-    PROVIDERS[provider].backward(d_out.contiguous(), query, key, value, out.contiguous(), lse, sequences, gradients)
+    PROVIDERS[provider].backward(
+        d_out.contiguous(), query, key, value, out.contiguous(), statistics, sequences, gradients
+    )
 
 
 def _sequences(
@@ -71,9 +73,10 @@ def _last_contiguous(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _fwd_outputs(query: Tensor, key: Tensor, value: Tensor, *_arguments: Any) -> tuple[Tensor, Tensor]:
+def _fwd_outputs(query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     queries, heads, _ = query.shape
-    return query.new_empty(query.shape), query.new_empty((heads, queries), dtype=torch.float32)
+    statistics_shape = PROVIDERS[arguments[-1]].statistics_shape(heads, queries)
+    return query.new_empty(query.shape), query.new_empty(statistics_shape, dtype=torch.float32)
 
 
 def _bwd_outputs(d_out: Tensor, query: Tensor, key: Tensor, value: Tensor, *_rest: Any) -> Gradients:
@@ -90,7 +93,7 @@ attention_fwd_op = define(
     _fwd_outputs,
 )
 attention_bwd_op = define(
-    "attention_bwd(Tensor d_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "
+    "attention_bwd(Tensor d_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor statistics, "
     f"{_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
     attention_bwd,
     _bwd_outputs,

@@ -4,6 +4,9 @@ Flash attention (Dao et al. 2022) with an online softmax: scores stay in registe
 :func:`~.dropout.attention_dropout`, one for all sequences and heads, drawn again in the backward pass. A program owns a
 block of queries (forward, d query) or of keys (d key, d value), so that nothing is summed across programs and the same
 call gives the same bits. Head dims are padded to a power of two inside: 96 costs what 128 does.
+
+The softmax is handed to the backward pass as largest score and sum, not as the log of both: that would be rounded to
+half a unit in its last place, an error that all weights of a query share, and sums over tokens would keep.
 """
 
 from .counter_rng import device_fold, device_random_bits
@@ -29,7 +32,7 @@ def attention_fwd_kernel(
     value_row,
     value_head,
     out,  # [Tq, H, d]
-    lse,  # float32 [H, Tq]: log2 of the sum of 2^scores
+    statistics,  # float32 [H, 2, Tq]: a query's largest score, 1 / (sum of 2^(score - largest))
     queries,  # Tq
     heads,
     blocks,  # of queries in the longest sequence
@@ -76,8 +79,9 @@ def attention_fwd_kernel(
     # A sequence without keys sums nothing: its queries get zeros.
     total = tl.where(total == 0.0, 1.0, total)
     _store(out, first_query, i, query_count, heads * HEAD_DIM, head * HEAD_DIM, d, HEAD_DIM, summed / total[:, None])
-    row = head.to(tl.int64) * queries + first_query + i
-    tl.store(lse + row, largest + tl.log2(total), i < query_count)
+    row = 2 * head.to(tl.int64) * queries + first_query + i
+    tl.store(statistics + row, largest, i < query_count)
+    tl.store(statistics + row + queries, 1.0 / total, i < query_count)
 
 
 @jit(do_not_specialize=_CALL)
@@ -95,7 +99,7 @@ def attention_bwd_query_kernel(
     key_head,
     value_row,
     value_head,
-    lse,  # float32 [H, Tq]
+    statistics,  # float32 [H, 2, Tq]
     delta,  # float32 [H, Tq]: d out · out, for the other kernel
     d_query,  # [Tq, H, d], rows and heads strided
     d_query_row,
@@ -126,7 +130,9 @@ def attention_bwd_query_kernel(
     d_o = _tile(d_out, first_query, i, query_count, heads * HEAD_DIM, head * HEAD_DIM, d, HEAD_DIM)
     o = _tile(out, first_query, i, query_count, heads * HEAD_DIM, head * HEAD_DIM, d, HEAD_DIM)
     row = head.to(tl.int64) * queries + first_query + i
-    log_total = tl.load(lse + row, i < query_count, other=0.0)
+    statistics_row = 2 * head.to(tl.int64) * queries + first_query + i
+    largest = tl.load(statistics + statistics_row, i < query_count, other=0.0)
+    share = tl.load(statistics + statistics_row + queries, i < query_count, other=0.0)
     d_total = tl.sum(d_o.to(tl.float32) * o.to(tl.float32), 1)
     tl.store(delta + row, d_total, i < query_count)
 
@@ -138,14 +144,14 @@ def attention_bwd_query_kernel(
         v = _tile(value, first_key, j, key_count, value_row, head * value_head, d, HEAD_DIM)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         seen = _seen(i[:, None], j[None, :], key_count, CAUSAL)
-        weights = tl.where(seen, tl.exp2(scores - log_total[:, None]), 0.0)
+        weights = tl.where(seen, tl.exp2(scores - largest[:, None]), 0.0)  # times share, below
         d_weights = tl.dot(d_o, tl.trans(v), input_precision="ieee")
         if DROPOUT:
             d_weights = tl.where(_kept(i[:, None], j[None, :], site_key, threshold), d_weights * keep_scale, 0.0)
         d_scores = weights * (d_weights - d_total[:, None])  # type: ignore[arg-type]
         d_q += tl.dot(d_scores.to(k.dtype), k, input_precision="ieee")
 
-    d_q *= scale * 0.6931471805599453  # scale holds log2(e)
+    d_q *= (share * (scale * 0.6931471805599453))[:, None]  # scale holds log2(e)
     _store(d_query, first_query, i, query_count, d_query_row, head * d_query_head, d, HEAD_DIM, d_q)
 
 
@@ -163,7 +169,7 @@ def attention_bwd_key_kernel(
     key_head,
     value_row,
     value_head,
-    lse,  # float32 [H, Tq]
+    statistics,  # float32 [H, 2, Tq]
     delta,  # float32 [H, Tq]
     d_key,  # [Tk, H, d], rows and heads strided
     d_key_row,
@@ -204,11 +210,13 @@ def attention_bwd_key_kernel(
         q = _tile(query, first_query, i, query_count, query_row, head * query_head, d, HEAD_DIM)
         d_o = _tile(d_out, first_query, i, query_count, heads * HEAD_DIM, head * HEAD_DIM, d, HEAD_DIM)
         row = head.to(tl.int64) * queries + first_query + i
-        log_total = tl.load(lse + row, i < query_count, other=0.0)
+        statistics_row = 2 * head.to(tl.int64) * queries + first_query + i
+        largest = tl.load(statistics + statistics_row, i < query_count, other=0.0)
+        share = tl.load(statistics + statistics_row + queries, i < query_count, other=0.0)
         d_total = tl.load(delta + row, i < query_count, other=0.0)
         scores = tl.dot(k, tl.trans(q), input_precision="ieee") * scale
         seen = _seen(i[None, :], j[:, None], key_count, CAUSAL)
-        weights = tl.where(seen, tl.exp2(scores - log_total[None, :]), 0.0)
+        weights = tl.where(seen, tl.exp2(scores - largest[None, :]) * share[None, :], 0.0)
         d_weights = tl.dot(v, tl.trans(d_o), input_precision="ieee")
         dropped = weights
         if DROPOUT:

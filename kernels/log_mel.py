@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from . import backend
-from .layout import PatchPositions
 from .library import define
-from .native import native_library
+from .native import native_devices, native_library, why_not
 from .spec import Case, ErrorBudget, Inputs, MakeInputs, Spec, Work
 
 SAMPLE_RATE = 16_000  # Hz
@@ -54,6 +53,11 @@ def num_patches(samples: Count) -> Count:
     return num_frames(samples) // PATCH_SIDE * FREQ_PATCHES
 
 
+def offsets_of(counts: Tensor) -> Tensor:
+    """Return where each of several runs of so many begins, and the last one ends: ``[B]`` to ``[B + 1]``."""
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+
 @lru_cache(maxsize=8)
 def mel_matrix(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
     """Return the ``[257, 128]`` matrix from FFT magnitudes to mel bands.
@@ -82,13 +86,13 @@ def log_mel_fwd(wave: Tensor, wave_offsets: Tensor, frame_offsets: Tensor, frame
     wave, integer, clips = wave.contiguous(), wave.dtype == torch.int16, len(wave_offsets) - 1
     if wave.device.type == "cpu":
         places = wave_offsets.data_ptr(), frame_offsets.data_ptr()
-        _libraries["cpu"].functions.cacophony_log_mel_cpu(
+        native_library("cpu").functions.cacophony_log_mel_cpu(
             wave.data_ptr(), integer, *places, clips, torch.get_num_threads(), out.data_ptr()
         )
         return out
     longest = int(frame_offsets.diff().max()) if clips else 0
     offsets = torch.stack((wave_offsets, frame_offsets)).to(wave.device, non_blocking=True)
-    functions = _libraries["cuda"].functions
+    functions = native_library("cuda").functions
     with torch.cuda.device(wave.device):
         stream = torch.cuda.current_stream().cuda_stream
         places = offsets[0].data_ptr(), offsets[1].data_ptr()
@@ -100,22 +104,17 @@ def log_mel_fwd(wave: Tensor, wave_offsets: Tensor, frame_offsets: Tensor, frame
     return out
 
 
-_libraries = {"cpu": native_library("cpu"), "cuda": native_library("cuda")}
-_devices = [device for device, library in _libraries.items() if library.handle is not None]
 _op = define(
     "log_mel_fwd(Tensor wave, Tensor wave_offsets, Tensor frame_offsets, SymInt frames) -> Tensor",
     log_mel_fwd,
     lambda wave, wave_offsets, frame_offsets, frames: wave.new_empty((frames, MEL_BANDS), dtype=torch.float32),
-    devices=_devices,
+    devices=native_devices(),
 )
 
 
 def _log_mel_fused(wave: Tensor, wave_offsets: Tensor) -> Spectrogram:
-    if wave.dtype == torch.float64:
-        raise ValueError("log_mel: wave has dtype torch.float64, expected int16 or float32 with backend fused")
-    if wave.requires_grad and torch.is_grad_enabled():
-        raise ValueError("log_mel: wave asks for its gradient, expected one that does not, or backend reference")
-    frame_offsets = _offsets(num_frames(wave_offsets.diff()))
+    check_fused("log_mel", wave)
+    frame_offsets = offsets_of(num_frames(wave_offsets.diff()))
     frames = _op(wave.detach(), wave_offsets.long().contiguous(), frame_offsets, int(frame_offsets[-1]))
     return Spectrogram(frames, frame_offsets)
 
@@ -128,16 +127,29 @@ def log_mel(wave: Tensor, wave_offsets: Tensor) -> Spectrogram:
     and always the reference's: float64 frames. Raises ValueError for other dtypes or offsets, and for float64 with
     backend ``fused``.
     """
-    if wave.dtype not in (torch.int16, torch.float32, torch.float64):
-        raise ValueError(f"log_mel: wave has dtype {wave.dtype}, expected int16, float32 or float64")
-    if wave_offsets.device.type != "cpu":
-        raise ValueError(f"log_mel: wave_offsets lies on {wave_offsets.device}, expected the host")
-    ends = int(wave_offsets[0]), int(wave_offsets[-1])
-    if ends != (0, wave.numel()) or bool((wave_offsets.diff() < 0).any()):
-        raise ValueError(f"log_mel: wave_offsets must rise from 0 to the {wave.numel()} samples of wave")
+    check_clips("log_mel", wave, wave_offsets)
     if wave.dtype == torch.float64 and backend.current_backend("log_mel") != "fused":
         return log_mel_reference(wave, wave_offsets)
     return _dispatch(wave, wave_offsets)
+
+
+def check_clips(op: str, wave: Tensor, wave_offsets: Tensor) -> None:
+    """Refuse a ``wave`` of another dtype, and ``wave_offsets`` that do not cut it into clips."""
+    if wave.dtype not in (torch.int16, torch.float32, torch.float64):
+        raise ValueError(f"{op}: wave has dtype {wave.dtype}, expected int16, float32 or float64")
+    if wave_offsets.device.type != "cpu":
+        raise ValueError(f"{op}: wave_offsets lies on {wave_offsets.device}, expected the host")
+    ends = int(wave_offsets[0]), int(wave_offsets[-1])
+    if ends != (0, wave.numel()) or bool((wave_offsets.diff() < 0).any()):
+        raise ValueError(f"{op}: wave_offsets must rise from 0 to the {wave.numel()} samples of wave")
+
+
+def check_fused(op: str, wave: Tensor) -> None:
+    """Refuse a ``wave`` that the native code does not take: float64, or one that asks for its gradient."""
+    if wave.dtype == torch.float64:
+        raise ValueError(f"{op}: wave has dtype torch.float64, expected int16 or float32 with backend fused")
+    if wave.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{op}: wave asks for its gradient, expected one that does not, or backend reference")
 
 
 def log_mel_reference(wave: Tensor, wave_offsets: Tensor) -> Spectrogram:
@@ -148,7 +160,7 @@ def log_mel_reference(wave: Tensor, wave_offsets: Tensor) -> Spectrogram:
     # A clip takes whole hops plus enough zeros that its last frame ends before the next clip begins.
     spare_frames = math.ceil((FFT_SIZE - HOP) / HOP)
     slots = (frames + spare_frames) * (frames > 0)
-    slot_offsets, frame_offsets = _offsets(slots), _offsets(frames)
+    slot_offsets, frame_offsets = offsets_of(slots), offsets_of(frames)
     total_frames = int(slot_offsets[-1])
     if total_frames == 0:
         return Spectrogram(scaled.new_zeros((0, MEL_BANDS)), frame_offsets)
@@ -174,23 +186,32 @@ def log_mel_reference(wave: Tensor, wave_offsets: Tensor) -> Spectrogram:
 _dispatch = backend.register(
     "log_mel",
     reference=log_mel_reference,
-    fused=dict.fromkeys((*_devices, "meta"), _log_mel_fused),  # shapes need no library
+    fused=dict.fromkeys((*native_devices(), "meta"), _log_mel_fused),  # shapes need no library
     needs_triton=False,
-    absent={device: library.about for device, library in _libraries.items() if library.handle is None},
+    absent=why_not(),
 )
 
 
-def _offsets(counts: Tensor) -> Tensor:
-    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+def all_patches(spectrogram: Spectrogram) -> Tensor:
+    """Unfold the whole patches as ``[patches, 256]`` (pixel = 16 * frame + band).
+
+    One clip after another, by time and then frequency.
+    """
+    whole = spectrogram.patch_counts // FREQ_PATCHES * PATCH_SIDE  # frames of each clip that are in a patch
+    offsets = offsets_of(whole)
+    within = torch.arange(int(offsets[-1])) - torch.repeat_interleave(offsets[:-1], whole)
+    numbers = torch.repeat_interleave(spectrogram.frame_offsets[:-1], whole) + within
+    frames = spectrogram.frames.index_select(0, numbers.to(spectrogram.frames.device, non_blocking=True))
+    return frames.view(-1, PATCH_SIDE, FREQ_PATCHES, PATCH_SIDE).transpose(1, 2).reshape(-1, PATCH_PIXELS)
 
 
-def patch_values(spectrogram: Spectrogram, clip: Tensor, positions: PatchPositions) -> Tensor:
-    """Gather patches as ``[T, 256]`` (pixel = 16 * frame + band) at packed ``positions`` of clips ``clip`` ``[T]``."""
-    first_frame = spectrogram.frame_offsets.to(clip.device)[clip] + positions.time * PATCH_SIDE
-    side = torch.arange(PATCH_SIDE, device=clip.device)
-    frames = first_frame[:, None, None] + side[None, :, None]
-    bands = (positions.freq * PATCH_SIDE)[:, None, None] + side[None, None, :]
-    return spectrogram.frames[frames, bands].flatten(1)
+def place_patches(patches: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Put patch n of ``patches`` ``[patches, 256]`` into row rows[n] of ``[count, 256]``, zero where none goes.
+
+    ``rows`` int32 ``[patches]``; a patch whose row is not in [0, count) is left out.
+    """
+    spare = torch.where((rows >= 0) & (rows < count), rows, count).long()
+    return patches.new_zeros((count + 1, PATCH_PIXELS)).index_copy_(0, spare, patches)[:count]
 
 
 def _clips(samples: list[int], *, integer: bool = False, level: float = 0.1) -> MakeInputs:

@@ -1,6 +1,6 @@
 """Patches to tokens: linear projection + sin/cos time embedding + learned frequency embedding.
 
-The pixels are gathered by :mod:`.patch_mask`, not here: stage 1 needs the restored ones as targets anyway, SAM's second
+The pixels come in rows, from :mod:`.log_mel_patches`: stage 1 needs the restored ones as targets anyway, SAM's second
 pass and a recomputed forward read the kept ones again, and packed they are read in whole lines.
 """
 

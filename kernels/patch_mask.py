@@ -1,7 +1,7 @@
 """A random subset of each clip's patches: which are kept, which are left to restore, and their pixels.
 
-The subset is a pure function of (seed, step, sample index, number of patches, number kept): the same on every device,
-in every micro-batching and on any number of ranks, so a second pass over the same batch sees the same patches.
+For a spectrogram that is there, or that has a gradient. From a wave :mod:`.log_mel_patches` gives the same patches and
+never writes the spectrogram.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,19 @@ from torch.autograd.function import once_differentiable
 
 from . import backend, counter_rng
 from .checks import FUSED_DTYPES, check_device, check_dtype, check_shape
-from .layout import Layout, LayoutName, Packed, Padded, Patches, PatchPositions, pad, padded_layout, unpad
-from .log_mel import FREQ_PATCHES, MEL_BANDS, PATCH_PIXELS, Spectrogram, patch_values
+from .choose_patches import (
+    PAST_ALL,
+    ChosenPatches,
+    check_keep_counts,
+    choose_patches_fused,
+    choose_patches_reference,
+    keep_at_most,
+    keep_fraction,
+)
+from .layout import LayoutName, Packed, Patches, PatchPositions, pad, padded_layout, unpad
+from .log_mel import FREQ_PATCHES, MEL_BANDS, PATCH_PIXELS, Spectrogram, all_patches, place_patches
 from .patch_gather_triton import patch_gather_bwd_op, patch_gather_fwd_op
-from .patch_select_triton import MAX_PATCHES, patch_select_op
 from .spec import Case, ErrorBudget, Inputs, MakeInputs, Spec, Work, draw_normal
-
-_PAST_ALL = 1 << 62  # sorts after every (hash, index) pair
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,16 @@ class MaskedPatches:
 
     kept: Patches
     restore: Patches
+
+    @classmethod
+    def of(cls, values: Tensor, chosen: ChosenPatches) -> "MaskedPatches":
+        """Take ``values`` ``[slots, 256]``: those of all kept slots, then those of all restore slots."""
+        parts = values.split([chosen.kept.time.numel(), chosen.restore.time.numel()])
+        kept, restore = (
+            Patches(part.view(*places.time.shape, PATCH_PIXELS), places)
+            for part, places in zip(parts, (chosen.kept, chosen.restore), strict=True)
+        )
+        return cls(kept, restore)
 
 
 class PatchGatherFunction(torch.autograd.Function):
@@ -51,17 +67,6 @@ class PatchGatherFunction(torch.autograd.Function):
         return patch_gather_bwd_op(d_kept, d_restore, ctx.num_frames, *places), *[None] * len(places)
 
 
-def keep_fraction(patch_counts: Tensor, fraction: float) -> Tensor:
-    """Number of patches kept of each clip when ``fraction`` of its n stays: round(fraction * n), at least one."""
-    kept = (patch_counts.double() * fraction + 0.5).floor().long()
-    return kept.clamp_min(1).minimum(patch_counts)
-
-
-def keep_at_most(patch_counts: Tensor, limit: int) -> Tensor:
-    """Number of patches kept of each clip when at most ``limit`` may stay."""
-    return patch_counts.clamp_max(limit)
-
-
 def patch_mask(
     frames: Tensor,
     frame_offsets: Tensor,
@@ -72,11 +77,10 @@ def patch_mask(
     step: int,
     layout: LayoutName = "padded",
 ) -> MaskedPatches:
-    """Keep a uniformly random subset of ``keep_counts`` patches of each clip.
+    """Keep a uniformly random subset of ``keep_counts`` patches of each clip, as ``choose_patches`` does.
 
     ``frames`` ``[F, 128]`` and ``frame_offsets`` int64 ``[B + 1]`` (host) are a :class:`Spectrogram`; ``keep_counts``
-    int64 ``[B]`` (host); ``sample_index`` int64 ``[B]`` names each clip in the corpus. Clip b's patches are ordered by
-    a keyed 32-bit hash with the patch number as tie-break; the first ``keep_counts[b]`` are kept, in ascending order.
+    int64 ``[B]`` (host); ``sample_index`` int64 ``[B]`` names each clip in the corpus.
     Pixels have the dtype of ``frames``: among them are stage 1's targets, which half precision would blur, and
     ``patch_embed`` rounds what it reads. Raises ValueError on shapes, dtypes or devices that do not fit, on offsets
     that do not rise from 0 to F, where more is kept than there is and, fused, on a clip of more than 16 384 patches.
@@ -92,12 +96,7 @@ def patch_mask(
         check_device("patch_mask", "frames", frames.device, sample_index=sample_index)
     if [int(frame_offsets[0]), int(frame_offsets[-1])] != [0, len(frames)] or bool((frame_offsets.diff() < 0).any()):
         raise ValueError(f"patch_mask: frame_offsets must rise from 0 to the {len(frames)} frames")
-    patch_counts = Spectrogram(frames, frame_offsets).patch_counts
-    impossible = (keep_counts > patch_counts) | (keep_counts < 0)
-    if bool(impossible.any()):
-        clip = int(impossible.nonzero()[0])
-        kept, there = int(keep_counts[clip]), int(patch_counts[clip])
-        raise ValueError(f"patch_mask: keep_counts[{clip}] is {kept}, expected 0 to the clip's {there} patches")
+    check_keep_counts("patch_mask", Spectrogram(frames, frame_offsets).patch_counts, keep_counts)
     return _dispatch(frames, frame_offsets, keep_counts, sample_index, seed=seed, step=step, layout=layout)
 
 
@@ -111,35 +110,13 @@ def patch_mask_reference(
     step: int,
     layout: LayoutName = "padded",
 ) -> MaskedPatches:
-    """Compute :func:`patch_mask` in PyTorch integers: sort (hash, patch number), keep up to the k-th smallest."""
+    """Compute :func:`patch_mask` in plain PyTorch: choose, unfold the spectrogram, put every patch into its row."""
     spectrogram = Spectrogram(frames, frame_offsets)
-    patch_counts = spectrogram.patch_counts
-    kept_layout = Packed.from_lengths(keep_counts, frames.device)
-    restore_layout = Packed.from_lengths(patch_counts - keep_counts, frames.device)
-    all_layout = Packed.from_lengths(patch_counts, frames.device)
-
-    key = counter_rng.fold(counter_rng.root_key(seed, step, frames.device), sample_index.to(frames.device))
-    numbers = all_layout.positions
-    order = (counter_rng.random_bits(all_layout.spread(key), numbers) << 24) | numbers
-    padded_order = torch.where(padded_layout(all_layout).mask, pad(order, all_layout), _PAST_ALL)
-    kth = (keep_counts.to(frames.device) - 1).clamp_min(0)
-    threshold = padded_order.sort(dim=1).values.gather(1, kth[:, None])[:, 0]
-    threshold = torch.where(keep_counts.to(frames.device) > 0, threshold, -1)
-    is_kept = order <= all_layout.spread(threshold)
-
-    clip = all_layout.sequence_ids
-    kept = _gather(spectrogram, numbers[is_kept], clip[is_kept], kept_layout, layout)
-    restore = _gather(spectrogram, numbers[~is_kept], clip[~is_kept], restore_layout, layout)
-    return MaskedPatches(kept, restore)
-
-
-def _gather(spectrogram: Spectrogram, numbers: Tensor, clip: Tensor, packed: Packed, layout: LayoutName) -> Patches:
-    positions = PatchPositions(numbers // FREQ_PATCHES, numbers % FREQ_PATCHES, packed)
-    values = patch_values(spectrogram, clip, positions)
-    if layout == "packed":
-        return Patches(values, positions)
-    time, freq = pad(positions.time, packed), pad(positions.freq, packed)
-    return Patches(pad(values, packed), PatchPositions(time, freq, padded_layout(packed)))
+    chosen = choose_patches_reference(
+        sample_index.to(frames.device), spectrogram.patch_counts, keep_counts, seed=seed, step=step, layout=layout
+    )
+    slots = chosen.kept.time.numel() + chosen.restore.time.numel()
+    return MaskedPatches.of(place_patches(all_patches(spectrogram), chosen.rows, slots), chosen)
 
 
 def _patch_mask_cuda(
@@ -153,36 +130,17 @@ def _patch_mask_cuda(
     layout: LayoutName,
 ) -> MaskedPatches:
     check_dtype("patch_mask", "frames", frames, (*FUSED_DTYPES, torch.float64))
-    patch_counts = Spectrogram(frames, frame_offsets).patch_counts
-    lengths = torch.stack((patch_counts, keep_counts, patch_counts - keep_counts))
-    max_patches, max_kept, max_restore = F.pad(lengths, (0, 1)).amax(dim=1).tolist()  # the zero is for an empty batch
-    if max_patches > MAX_PATCHES:
-        clip = int(patch_counts.argmax())
-        raise ValueError(f"patch_mask: clip {clip} has {max_patches} patches, expected at most {MAX_PATCHES}")
-
-    # One copy to the device; its rows begin at multiples of 16 bytes, as a tensor of its own would.
-    batch_size = len(keep_counts)
-    host = torch.zeros((3, -(-(batch_size + 1) // 4) * 4), dtype=torch.int32)
-    host[0, : batch_size + 1] = frame_offsets
-    host[1:, 1 : batch_size + 1] = lengths[1:].cumsum(dim=1)
-    offsets = host.to(frames.device, non_blocking=True)[:, : batch_size + 1].unbind()
-    kept = Packed(offsets[1], max_kept, int(host[1, batch_size]))
-    restore = Packed(offsets[2], max_restore, int(host[2, batch_size]))
-    shapes = [
-        (packed.total,) if layout == "packed" else (batch_size, packed.padded_width) for packed in (kept, restore)
-    ]
     sample_index = sample_index.to(frames.device, non_blocking=True)
-    kept_time, kept_freq, kept_mask, restore_time, restore_freq, restore_mask = patch_select_op(
-        *offsets[1:], sample_index.contiguous(), [seed, step], *shapes, max_patches
+    patch_counts = Spectrogram(frames, frame_offsets).patch_counts
+    chosen, kept, restore = choose_patches_fused(
+        sample_index, patch_counts, keep_counts, seed=seed, step=step, layout=layout
     )
-    places = (*offsets, kept_time, kept_freq, restore_time, restore_freq, max_kept, max_restore)
-    kept_values, restore_values = PatchGatherFunction.apply(frames.contiguous(), *places)
-    kept_layout: Layout = kept if layout == "packed" else Padded(kept_mask)
-    restore_layout: Layout = restore if layout == "packed" else Padded(restore_mask)
-    return MaskedPatches(
-        Patches(kept_values, PatchPositions(kept_time, kept_freq, kept_layout)),
-        Patches(restore_values, PatchPositions(restore_time, restore_freq, restore_layout)),
+    offsets = frame_offsets.int().to(frames.device, non_blocking=True), kept.cu_seqlens, restore.cu_seqlens
+    places = (chosen.kept.time, chosen.kept.freq, chosen.restore.time, chosen.restore.freq)
+    kept_values, restore_values = PatchGatherFunction.apply(
+        frames.contiguous(), *offsets, *places, kept.max_len, restore.max_len
     )
+    return MaskedPatches(Patches(kept_values, chosen.kept), Patches(restore_values, chosen.restore))
 
 
 _dispatch = backend.register("patch_mask", reference=patch_mask_reference, fused={"cuda": _patch_mask_cuda})
@@ -205,11 +163,10 @@ def argsort_masking(
     spectrogram, device = Spectrogram(frames, frame_offsets), frames.device
     patch_counts, keep = spectrogram.patch_counts, keep_counts.to(device)
     packed = Packed.from_lengths(patch_counts, device)
-    positions = PatchPositions(packed.positions // FREQ_PATCHES, packed.positions % FREQ_PATCHES, packed)
-    patches = pad(patch_values(spectrogram, packed.sequence_ids, positions), packed)
+    patches = pad(all_patches(spectrogram), packed)
     key = counter_rng.fold(counter_rng.root_key(seed, step, device), sample_index.to(device))
     noise = counter_rng.random_bits(key[:, None], torch.arange(packed.padded_width, device=device))
-    noise = torch.where(padded_layout(packed).mask, noise, _PAST_ALL)
+    noise = torch.where(padded_layout(packed).mask, noise, PAST_ALL)
     is_restore = noise.argsort(dim=1).argsort(dim=1) >= keep[:, None]
     numbers = is_restore.to(torch.uint8).argsort(dim=1, stable=True)  # kept, then restore, each ascending
 

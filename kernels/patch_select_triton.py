@@ -1,4 +1,4 @@
-"""Choosing patches on the device: kernel, launcher and op of the selection of :mod:`.patch_mask`."""
+"""Choosing patches on the device: kernel, launcher and op of :mod:`.choose_patches`."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ MAX_PATCHES = 16_384
 """Most patches of a clip: one program holds a clip's words in its registers."""
 
 
-@jit(do_not_specialize=["root_key", "kept_width", "restore_width"])
+@jit(do_not_specialize=["root_key", "kept_width", "restore_width", "kept_slots"])
 def patch_select_kernel(
     kept_offsets,  # int32 [B + 1]
     restore_offsets,  # int32 [B + 1]
@@ -25,13 +25,15 @@ def patch_select_kernel(
     restore_time,
     restore_freq,
     restore_mask,
+    rows,  # int32 [patches]
     root_key,
     kept_width,
     restore_width,
+    kept_slots,
     FREQ_PATCHES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Choose the patches of one clip by bisection for the k-th smallest word; write where they lie, ascending."""
+    """Choose the patches of one clip by bisection for the k-th smallest word; write where they lie, and their rows."""
     clip = tl.program_id(0)
     kept_first, restore_first = tl.load(kept_offsets + clip), tl.load(restore_offsets + clip)
     keep = tl.load(kept_offsets + clip + 1) - kept_first
@@ -67,6 +69,8 @@ def patch_select_kernel(
     tl.store(time + slot, (number // FREQ_PATCHES).to(tl.int64), is_patch)
     freq = tl.where(kept, kept_freq + kept_start, restore_freq + restore_start)
     tl.store(freq + slot, (number % FREQ_PATCHES).to(tl.int64), is_patch)
+    row = tl.where(kept, kept_start, kept_slots + restore_start) + slot
+    tl.store(rows + kept_first + restore_first + number, row.to(tl.int32), is_patch)
 
 
 @jit
@@ -85,14 +89,18 @@ def patch_select(
     key: list[int],
     kept_shape: Sequence[int],
     restore_shape: Sequence[int],
+    patches: int,
     max_patches: int,
 ) -> tuple[Tensor, ...]:
-    """Launch the selection, one program a clip: time, frequency and mask (``[0]`` packed) of kept and of restore.
+    """Launch the selection, one program a clip.
 
-    ``key`` is [seed, step]; the shapes are ``[total]`` packed or ``[B, width]`` padded.
+    Returns time, frequency and mask (``[0]`` packed) of kept and of restore, and the rows of all ``patches``, int32.
+    ``key`` is [seed, step]; the shapes are ``[total]`` packed or ``[B, width]`` padded; ``max_patches`` are a clip's.
     """
-    outputs = _select_outputs(kept_offsets, restore_offsets, sample_index, key, kept_shape, restore_shape, max_patches)
-    kept_time, kept_freq, kept_mask, restore_time, restore_freq, restore_mask = outputs
+    outputs = _select_outputs(
+        *(kept_offsets, restore_offsets, sample_index, key, kept_shape, restore_shape, patches, max_patches)
+    )
+    kept_time, kept_freq, kept_mask, restore_time, restore_freq, restore_mask, rows = outputs
     is_padded = len(kept_shape) == 2
     block = next_power_of_two(max(max_patches, 512))
     launch(
@@ -101,7 +109,7 @@ def patch_select(
         *(kept_offsets, restore_offsets, sample_index),
         *(kept_time, kept_freq, kept_mask if is_padded else None),
         *(restore_time, restore_freq, restore_mask if is_padded else None),
-        *(host_key(*key), kept_shape[-1], restore_shape[-1]),
+        *(rows, host_key(*key), kept_shape[-1], restore_shape[-1], kept_time.numel()),
         FREQ_PATCHES=FREQ_PATCHES,
         BLOCK=block,
         num_warps=max(block // 1024, 1),  # 32 words a thread: few warps, since they meet at every bisection
@@ -116,19 +124,20 @@ def _select_outputs(
     key: list[int],
     kept_shape: Sequence[int],
     restore_shape: Sequence[int],
+    patches: int,
     max_patches: int,
 ) -> tuple[Tensor, ...]:
     outputs: list[Tensor] = []
     for shape in (kept_shape, restore_shape):
         outputs += [sample_index.new_empty(shape) for _ in range(2)]
         outputs.append(sample_index.new_empty(shape if len(shape) == 2 else 0, dtype=torch.bool))
-    return tuple(outputs)
+    return *outputs, sample_index.new_empty(patches, dtype=torch.int32)
 
 
 patch_select_op = define(
     "patch_select(Tensor kept_offsets, Tensor restore_offsets, Tensor sample_index, SymInt[] key, "
-    "SymInt[] kept_shape, SymInt[] restore_shape, SymInt max_patches) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "SymInt[] kept_shape, SymInt[] restore_shape, SymInt patches, SymInt max_patches) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     patch_select,
     _select_outputs,
 )

@@ -6,11 +6,13 @@ from . import (
     attention,
     attention_pool,
     caption_loss,
+    choose_patches,
     dropout,
     info_nce,
     layer_norm,
     linear,
     log_mel,
+    log_mel_patches,
     mae_decoder_input,
     mlp,
     patch_embed,
@@ -22,6 +24,8 @@ from .spec import Spec
 
 SPECS: tuple[Spec, ...] = (
     log_mel.SPEC,
+    log_mel_patches.SPEC,
+    choose_patches.SPEC,
     patch_mask.SPEC,
     patch_embed.SPEC,
     layer_norm.SPEC,

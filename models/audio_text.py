@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..kernels.attention_pool import attention_pool
 from ..kernels.dropout import DropoutKey
 from ..kernels.layout import Layout, Patches
@@ -70,7 +71,7 @@ class LogitScale(nn.Module):
 
 
 class AudioText(nn.Module):
-    """Audio and text towers that share an embedding space, and a decoder that captions."""
+    """Audio and text towers that share an embedding space, and a decoder that captions, if it has any layers."""
 
     def __init__(self, config: AudioTextConfig) -> None:
         super().__init__()
@@ -79,10 +80,19 @@ class AudioText(nn.Module):
         self.audio_pooler = Pooler(config.audio.width, config.pool_heads, config.projection_width)
         self.text_encoder = TextEncoder(config.text)
         self.text_pooler = Pooler(config.text.width, 1, config.projection_width, std=0.02)
-        self.caption_decoder = CaptionDecoder(
-            config.text, config.caption_layers, config.audio.width, config.text.vocab_size
-        )
+        if config.caption_layers:
+            self.caption_decoder = CaptionDecoder(
+                config.text, config.caption_layers, config.audio.width, config.text.vocab_size
+            )
         self.logit_scale = LogitScale(config.initial_logit_scale)
+
+    def require_captions(self) -> None:
+        """Raise InputError where there is no caption decoder."""
+        if not self.config.caption_layers:
+            raise InputError(
+                "the model has no caption decoder, for it was trained with objective.caption_weight 0; expected one "
+                "that was trained to caption"
+            )
 
     def encode_audio(self, patches: Patches, stash: Stash | None = None) -> tuple[Tensor, Tensor]:
         """Return hidden states of ``patches`` and unit embeddings ``[B, P]``; ``stash``: :func:`~.stash.run_stack`."""
@@ -115,6 +125,10 @@ class AudioText(nn.Module):
         return audio + self.text_encoder.flops(text_lengths) + self.text_pooler.flops(text_lengths)
 
     def flops(self, audio_lengths: Tensor, text_lengths: Tensor) -> int:
-        """FLOPs of a forward pass with captioning; the similarity matrix is not counted."""
+        """FLOPs of a forward pass, with captioning where there is a decoder; the similarity matrix is not counted."""
         embeddings = self.embedding_flops(audio_lengths, text_lengths)
-        return embeddings + self.caption_decoder.flops(text_lengths, audio_lengths)
+        return (
+            embeddings
+            if not self.config.caption_layers
+            else embeddings + self.caption_decoder.flops(text_lengths, audio_lengths)
+        )

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..kernels.choose_patches import keep_at_most
 from ..kernels.layout import Patches
-from ..kernels.log_mel import SAMPLE_RATE, log_mel
-from ..kernels.patch_mask import keep_at_most, patch_mask
+from ..kernels.log_mel import SAMPLE_RATE, num_patches
+from ..kernels.log_mel_patches import kept_log_mel
 
 
 def mono_wave(audio: object) -> Tensor:
@@ -22,8 +23,7 @@ def mono_wave(audio: object) -> Tensor:
 def clip_patches(waves: Sequence[Tensor], max_patches: int, device: torch.device | str = "cpu") -> Patches:
     """Return padded patches of 16 kHz mono ``waves``; of a clip with more than ``max_patches`` a fixed subset."""
     offsets = torch.tensor([0, *(len(wave) for wave in waves)]).cumsum(0)
-    spectrogram = log_mel(torch.cat(list(waves)).to(device), offsets)
-    keep = keep_at_most(spectrogram.patch_counts, max_patches)
+    keep = keep_at_most(num_patches(offsets.diff()), max_patches)
     # One key for all clips: a clip's patches must not depend on which others it is seen with.
     same_key = torch.zeros(len(waves), dtype=torch.int64)
-    return patch_mask(spectrogram.frames, spectrogram.frame_offsets, keep, same_key, seed=0, step=0).kept
+    return kept_log_mel(torch.cat(list(waves)).to(device), offsets, keep, same_key, seed=0, step=0)

@@ -79,7 +79,7 @@ class AudioTextConfig:
     text: TextConfig = field(default_factory=TextConfig)
     """The text encoder."""
     caption_layers: int = 4
-    """Blocks of the caption decoder, which has the text encoder's width and heads."""
+    """Blocks of the caption decoder, which has the text encoder's width and heads; 0 leaves the decoder out."""
     pool_heads: int = 8
     """Heads of the audio pooler; the text pooler has one."""
     projection_width: int = 768
@@ -91,7 +91,8 @@ class AudioTextConfig:
         """Check the ranges, and that the pooler's heads divide the audio width."""
         if not math.isfinite(self.initial_logit_scale):
             raise InputError(f"initial_logit_scale is {self.initial_logit_scale}; expected a number")
-        _check_range(self, MOST_LAYERS, "caption_layers")
+        if not 0 <= self.caption_layers <= MOST_LAYERS:
+            raise InputError(f"caption_layers is {self.caption_layers}; expected 0 to {MOST_LAYERS}")
         _check_range(self, MOST_FEATURES, "projection_width")
         if self.pool_heads < 1 or self.audio.width % self.pool_heads:
             raise InputError(f"pool_heads {self.pool_heads} does not divide audio.width {self.audio.width}")

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Return the tree as nested dictionaries of JSON values."""
-    return dataclasses.asdict(config)
+    return dataclasses.asdict(config, dict_factory=_json_object)
 
 
 def from_dict(cls: type[T], data: Any, where: str) -> T:
@@ -50,6 +50,10 @@ def difference(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
         elif before != after:
             found[field.name] = (before, after)
     return found
+
+
+def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -88,6 +92,10 @@ def _value(hint: Any, value: Any, where: str, name: str) -> Any:
         if value is None:
             return None
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{where}: {name} is {value!r}, expected a list")
+        return tuple(_value(typing.get_args(hint)[0], one, where, name) for one in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):

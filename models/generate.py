@@ -20,6 +20,7 @@ class _Decoding:
     """The state of a batch being decoded: caches of both stacks and the audio it attends to."""
 
     def __init__(self, model: AudioText, audio_hidden: Tensor, audio_layout: Layout) -> None:
+        model.require_captions()
         self.model = model
         self.audio_hidden = audio_hidden
         self.audio_layout = audio_layout

@@ -30,6 +30,7 @@ from ..kernels.layout import Layout
 from ..kernels.precision import autocast
 from .block import PostNormBlock, PreNormBlock
 from .by_hand import Stash
+from .gradients import gradients_added
 from .post_norm_by_hand import post_norm_backward, post_norm_forward
 from .pre_norm_by_hand import pre_norm_backward, pre_norm_forward
 
@@ -99,6 +100,7 @@ class _Stack:
                 assert isinstance(block, PostNormBlock)
                 d_x, more = post_norm_backward(block, d_x, of_block, self.layout, key, context, self.context_layout)
                 d_context = more if d_context is None else d_context + more if more is not None else d_context
+            gradients_added(block.parameters())
         return d_x, d_context
 
 

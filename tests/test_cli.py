@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 from cacophony.__main__ import main
+from cacophony.data.flac import flac_decoder
 from cacophony.engine.commands import doctor_command
 from cacophony.kernels import backend
 
@@ -225,6 +226,7 @@ def test_doctor_says_what_runs_for_every_op(capsys: pytest.CaptureFixture[str]):
     for name in names:
         assert f"  {name} " in said
     assert "linear layers on cpu:\n  reference: no fused implementation on cpu" in said
+    assert f"\n{flac_decoder()}\n" in said
 
 
 def test_doctor_names_a_backend_that_is_none(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

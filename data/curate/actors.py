@@ -76,7 +76,7 @@ def on_actors(starter: Starter, items: list[int], actors: Actors) -> Iterator[in
         count = min(actors.workers, len(items))
         dataset = ray.data.from_items([{"item": item} for item in items], override_num_blocks=len(items))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `max_restarts` has no other way in yet, and the old one is deprecated
+            warnings.simplefilter("ignore")  # until Ray 2.64, which pyproject.toml excludes
             results = dataset.map_batches(
                 _Actor,
                 fn_constructor_args=(starter,),
@@ -84,7 +84,7 @@ def on_actors(starter: Starter, items: list[int], actors: Actors) -> Iterator[in
                 compute=ray.data.ActorPoolStrategy(size=count),
                 num_cpus=1,
                 num_gpus=actors.gpus_per_worker or None,
-                max_restarts=0,  # an actor that died cannot be given the work again, only the whole stage can
+                max_restarts=0,  # one that died would be given the same part again, for ever
             )
         try:
             for row in results.iter_rows():

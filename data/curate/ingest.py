@@ -4,7 +4,6 @@ What cannot be used is counted by reason in manifest.json and named in `exclusio
 """
 
 import csv
-import io
 import os
 import shutil
 import weakref
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 from ...errors import InputError
 from ..audio import printable
@@ -134,10 +134,13 @@ def _piece_name(number: int) -> str:
 
 
 def _write_exclusions(path: Path, exclusions: list[Exclusion]) -> None:
-    with atomic_file(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-        csv.writer(text, lineterminator="\n").writerows(exclusions)
-        text.detach()
+    # The name is its own: a worker of a run that was killed may still be writing the same list.
+    unfinished = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    with unfinished.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(exclusions)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
 
 
 def _conclude(work: Path, listed: Manifest) -> None:

@@ -1,8 +1,10 @@
 """All entries of all sources, in order, as a manifest without durations: what `ingest` then opens, part by part."""
 
+import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from hashlib import blake2b
 from pathlib import Path
 
@@ -60,8 +62,10 @@ def list_sources(sources: Iterable[Source], folder: Path, *, progress: bool) -> 
     Raises `InputError` when a source's metadata or audio folder cannot be read.
     """
     folder.mkdir(parents=True)
-    seen, names, rows, counts = Seen(folder / "seen"), [], [], Counter[str]()
-    described = []
+    names: list[str] = []
+    rows: list[Row] = []
+    counts = Counter[str]()
+    described: list[dict[str, str]] = []
 
     def write() -> None:
         names.append(part_name(len(names)))
@@ -69,22 +73,21 @@ def list_sources(sources: Iterable[Source], folder: Path, *, progress: bool) -> 
         rows.clear()
         counts.clear()
 
-    with progress_bar(progress, "entries") as bar:
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    with progress_bar(progress, "entries") as bar, closing(Seen(scratch / "seen")) as seen:
         task = bar.add_task("listing", total=None)
-        for source in sources:
-            index = AudioIndex(source.audio / source.split, folder / f"names-{len(described)}")
-            for entry in _READERS[source.layout](source, index):
-                rows.append(_row(source, entry, seen, counts))
-                bar.advance(task)
-                if len(rows) == PART_ROWS:
-                    write()
-            index.close()
+        for number, source in enumerate(sources):
+            with closing(AudioIndex(source.audio / source.split, scratch / str(number))) as index:
+                for entry in _READERS[source.layout](source, index):
+                    rows.append(_row(source, entry, seen, counts))
+                    bar.advance(task)
+                    if len(rows) == PART_ROWS:
+                        write()
             described.append(_settings(source))
     if rows:
         write()
-    seen.close()
-    for scratch in ("seen", *(f"names-{number}" for number in range(len(described)))):
-        (folder / scratch).unlink()
+    shutil.rmtree(scratch)
     write_manifest(folder, "list", {"sources": described}, names)
     return read_manifest(folder)
 

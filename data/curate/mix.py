@@ -7,6 +7,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -92,7 +93,7 @@ def mix(manifests: Sequence[Manifest], out: Path, recipe: Recipe, *, progress: b
 
 
 def _write(manifests: Sequence[Manifest], work: Path, recipe: Recipe, progress: bool) -> int:
-    seen, sources, counts = Seen(work / "seen"), set[str](), Counter[str]()
+    sources, counts = set[str](), Counter[str]()
     waiting: list[Row] = []
     parts = 0
 
@@ -103,7 +104,7 @@ def _write(manifests: Sequence[Manifest], work: Path, recipe: Recipe, progress: 
         waiting.clear()
         counts.clear()
 
-    with progress_bar(progress, "clips") as bar:
+    with progress_bar(progress, "clips") as bar, closing(Seen(work / "seen")) as seen:
         task = bar.add_task(STAGE, total=sum(manifest.rows for manifest in manifests))
         for row in (row for manifest in manifests for row in manifest):
             sources.add(row["source"])
@@ -112,7 +113,6 @@ def _write(manifests: Sequence[Manifest], work: Path, recipe: Recipe, progress: 
                 if len(waiting) == PART_ROWS:
                     write()
             bar.advance(task)
-    seen.close()
     (work / "seen").unlink()
     unknown = sorted(recipe.weights.keys() - sources - set(KINDS))
     if unknown:

@@ -1,1 +1,1 @@
-"""The stages of the dataset pipeline that need a network, and the commands."""
+"""The stages of the dataset pipeline that need a network or draw pictures, and their commands."""

@@ -11,56 +11,52 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from ...errors import InputError
 from ..inference import Cacophony
 from .aqa_layouts import SPLITS, Question, Questions
+from .datasets.corpus import file_clip
+from .embedding import embed_clips, embed_texts
 from .mlp_probe import Examples, ProbeConfig, fit_probe
+from .store import Store
 
 Kind = Literal["binary", "word"]
 KINDS: tuple[Kind, ...] = ("binary", "word")
 PROBE = ProbeConfig(hidden_layers=3)
 """Three hidden layers and the one to the answers."""
 
-_CLIPS_AT_ONCE = 64
 _TOPS = (1, 5, 10)
 _OUTSIDE = -1
 
 
 def evaluate_aqa(
-    model: Cacophony, questions: Questions, *, probe: ProbeConfig = PROBE, progress: bool = False
+    model: Cacophony,
+    questions: Questions,
+    *,
+    probe: ProbeConfig = PROBE,
+    store: Store | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Return accuracy and recall of both kinds of question, and what they stand on, as JSON takes it.
 
     An answer of val or test that train does not have can only be missed; how many there are is under ``unknown``.
     ``commonest`` is the accuracy of always giving train's commonest answer. A kind without questions in one of the
-    splits is None. Raises InputError where a clip cannot be decoded or the model has no tokenizer.
+    splits is None. ``store`` keeps embeddings and result. Raises InputError where a clip cannot be decoded or the model
+    has no tokenizer.
     """
-    clips = sorted({question.audio for split in SPLITS for question in questions.splits[split]})
-    texts = sorted({question.text for split in SPLITS for question in questions.splits[split]})
-    audio = [
-        model.embed_audio(clips[start : start + _CLIPS_AT_ONCE])
-        for start in track(
-            range(0, len(clips), _CLIPS_AT_ONCE), "embedding audio", disable=not progress, transient=True
-        )
-    ]
-    features = _Features(
-        dict(zip(clips, np.concatenate(audio), strict=True)), dict(zip(texts, model.embed_text(texts), strict=True))
-    )
-    result: dict[str, Any] = {
-        "dataset": questions.dataset,
-        "clips": len(clips),
-        "missing": {split: list(names) for split, names in questions.missing.items()},
-        "probe": asdict(probe),
-    }
-    for kind in KINDS:
-        asked = {s: [q for q in questions.splits[s] if q.is_binary == (kind == "binary")] for s in SPLITS}
-        enough = len(asked["train"]) > 1 and asked["val"] and asked["test"]
-        result[kind] = _evaluate(asked, features, probe, model.device) if enough else None
-    if result["binary"] is None and result["word"] is None:
-        raise InputError(f"{questions.dataset}: no kind of question is in train, val and test; check the splits")
-    return result
+    store = store or Store()
+    paths = sorted({question.audio for split in SPLITS for question in questions.splits[split]})
+    clips = [file_clip(path.name, path) for path in paths]
+    made_from = [repr(questions), repr(probe), str(model.max_patches), *(clip.identity for clip in clips)]
+
+    def compute() -> dict[str, Any]:
+        texts = sorted({question.text for split in SPLITS for question in questions.splits[split]})
+        audio = embed_clips(model, clips, store, progress=progress)
+        rows = embed_texts(model, texts, store)
+        features = _Features(dict(zip(paths, audio, strict=True)), dict(zip(texts, rows, strict=True)))
+        return _answer(model, questions, features, probe)
+
+    return store.record("aqa", made_from, compute)
 
 
 def format_aqa(result: dict[str, Any]) -> str:
@@ -78,6 +74,22 @@ def format_aqa(result: dict[str, Any]) -> str:
             f"unknown to train; the commonest answer has {100 * scores['commonest']:.1f})"
         )
     return "\n".join(lines)
+
+
+def _answer(model: Cacophony, questions: Questions, features: "_Features", probe: ProbeConfig) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "dataset": questions.dataset,
+        "clips": len(features.audio),
+        "missing": {split: list(names) for split, names in questions.missing.items()},
+        "probe": asdict(probe),
+    }
+    for kind in KINDS:
+        asked = {s: [q for q in questions.splits[s] if q.is_binary == (kind == "binary")] for s in SPLITS}
+        enough = len(asked["train"]) > 1 and asked["val"] and asked["test"]
+        result[kind] = _evaluate(asked, features, probe, model.device) if enough else None
+    if result["binary"] is None and result["word"] is None:
+        raise InputError(f"{questions.dataset}: no kind of question is in train, val and test; check the splits")
+    return result
 
 
 class _Features:

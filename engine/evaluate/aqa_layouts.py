@@ -16,6 +16,12 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 Agreement = Literal["all", "majority", "unanimous"]
 """Which of a question's answers count: every one by itself, the one most gave, or the one all gave."""
 
+MARKERS: dict[Dataset, tuple[str, ...]] = {
+    "clotho-aqa": tuple(f"clotho_aqa_{split}.csv" for split in SPLITS),
+    "music-aqa": tuple(f"{folder}avqa-{split}.json" for split in SPLITS for folder in ("", "json/")),
+}
+"""Paths of which any is there says that a directory may be the dataset."""
+
 BINARY_ANSWERS = frozenset({"yes", "no"})
 _AUDIO_SUFFIXES = (".wav", ".flac", ".mp3")
 

@@ -4,9 +4,11 @@ BLEU, ROUGE-L and CIDEr are Python; METEOR and SPICE are Java programs, SPICE wi
 not be computed is named with the reason, never left out in silence.
 """
 
+import contextlib
 import importlib.util
+import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,14 @@ from .caption_tokens import Tokenization, has_java, tokenize
 
 _PACKAGE = "pycocoevalcap"
 _SPICE_MODELS = ("lib/stanford-corenlp-3.6.0.jar", "lib/stanford-corenlp-3.6.0-models.jar")
+_SPICE_ARCHIVE = "https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
+# SPICE keeps parses through FST, which looks into these packages; from Java 16 on they are closed unless opened.
+# A Java older than 9, which knows no such options, does not read the variable.
+_JAVA_OPTIONS = "JDK_JAVA_OPTIONS"
+_OPENED = " ".join(
+    f"--add-opens=java.base/java.{package}=ALL-UNNAMED"
+    for package in ("lang", "math", "net", "nio", "text", "util", "util.concurrent")
+)
 _NO_JAVA = "needs Java, and there is no `java` on the path"
 
 
@@ -133,15 +143,32 @@ def _spice(hypotheses: Table, truths: Table) -> float:
 
     if not has_java():
         raise _Unavailable(_NO_JAVA)
-    if not all((Path(spice.__path__[0]) / name).is_file() for name in _SPICE_MODELS):
+    home = Path(spice.__path__[0])
+    if not all((home / name).is_file() for name in _SPICE_MODELS):
         raise _Unavailable(
-            "needs the Stanford CoreNLP models; to download them run "
-            "python -c 'from pycocoevalcap.spice.get_stanford_models import get_stanford_models as get; get()'"
+            f"needs {' and '.join(Path(name).name for name in _SPICE_MODELS)} in {home / 'lib'}; to download them run "
+            "python -c 'from pycocoevalcap.spice.get_stanford_models import get_stanford_models as get; get()', or "
+            f"copy them there from {_SPICE_ARCHIVE}"
         )
     try:
-        return float(Spice().compute_score(truths, hypotheses)[0])
+        with _java_opened():
+            return float(Spice().compute_score(truths, hypotheses)[0])
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise _failed(error) from None
+
+
+@contextlib.contextmanager
+def _java_opened() -> Iterator[None]:
+    """Let Java programs that are started look into the packages of Java's own that SPICE needs."""
+    before = os.environ.get(_JAVA_OPTIONS)
+    os.environ[_JAVA_OPTIONS] = _OPENED if before is None else f"{before} {_OPENED}"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_JAVA_OPTIONS]
+        else:
+            os.environ[_JAVA_OPTIONS] = before
 
 
 def _failed(error: Exception) -> _Unavailable:

@@ -48,8 +48,9 @@ def evaluate_captioning(
     """Caption every clip of ``corpus`` and score the captions against its own.
 
     ``store`` keeps the captions. Raises InputError, before anything is captioned, where pycocoevalcap or the Java of
-    ``tokenization`` is not installed, or the model has no tokenizer.
+    ``tokenization`` is not installed, or the model has no tokenizer or no caption decoder.
     """
     check_installed(tokenization)
+    model.model.require_captions()
     captions = caption_clips(model, corpus.clips, decoding, store or Store(), progress=progress)
     return Captioning(corpus, decoding, caption_metrics(captions, corpus.captions, tokenization), captions)

@@ -164,7 +164,7 @@ def all_evaluations_command(
 
     Args:
         run: Stage-2 run, or a converted checkpoint.
-        data_root: Directory with the datasets, each in its authors' layout, at most two folders deep.
+        data_root: Directory with the datasets, each in its authors' layout, at most four folders deep.
         out: Directory to write; RUN/evaluation where left out.
         batch_size: Most clips through the model at once; of long ones fewer are.
         device: cpu, cuda, …; auto takes a GPU where there is one.
@@ -174,7 +174,7 @@ def all_evaluations_command(
         raise InputError(f"{out}: is a file; expected a directory to write, name another --out")
     model = load(run, device=device, batch_size=batch_size)
     evaluation = evaluate_all(model, run, data_root, out, progress=sys.stderr.isatty())
-    for title, (_, outcome) in evaluation.outcomes.items():
+    for title, outcome in evaluation.outcomes.items():
         figures = ", ".join(f"{name} {value:.3f}" for name, (value, _) in outcome.figures.items())
         print(f"{title}\n  {outcome.corpus}\n  {figures}")
     for title, reason in evaluation.not_run.items():

@@ -1,7 +1,8 @@
 """Every evaluation whose dataset is there: one JSON, one Markdown table, the pictures; what is computed is kept."""
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,16 @@ from typing import Any
 from ...errors import InputError
 from ...json_file import write_json
 from ..inference import Cacophony
-from . import authors_figures
+from .authors_figures import SOURCE
 from .store import Store
-from .tasks import TASKS, Outcome, Task
+from .tasks import TASKS, CannotRun, Outcome, Subject, Task
 
 JSON_NAME = "evaluation.json"
 TABLE_NAME = "evaluation.md"
+
+_NOT_KNOWN = "not known"
+_DEPTH = 4
+"""Folders between the data's root and a dataset, the dataset's own included: HEAR's archives nest theirs so deep."""
 
 
 @dataclass
@@ -23,27 +28,42 @@ class Evaluation:
 
     model: str
     checkpoint: str
-    outcomes: dict[str, tuple[Task, Outcome]] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
     not_run: dict[str, str] = field(default_factory=dict)
 
 
 def find_tasks(data_root: Path, tasks: Sequence[Task] = TASKS) -> list[tuple[Task, Path]]:
-    """Return the tasks whose dataset is ``data_root``, one of its folders, or one of theirs.
+    """Return the tasks whose dataset is ``data_root`` or a folder at most four deep in it.
 
     A folder inside one that a task already has is part of it. Raises InputError where there is none, naming what was
     looked for.
     """
     if not data_root.is_dir():
         raise InputError(f"{data_root}: no such directory; expected one that holds datasets")
-    folders = [data_root, *sorted(path for depth in ("*", "*/*") for path in data_root.glob(depth) if path.is_dir())]
+    folders = [data_root, *sorted(_folders(data_root, _DEPTH))]
     found: list[tuple[Task, Path]] = []
     for task in tasks:
         fitting = [folder for folder in folders if task.fits(folder)]
         found += [(task, folder) for folder in fitting if not set(fitting) & set(folder.parents)]
     if not found:
         names = ", ".join(sorted({task.dataset for task in tasks}))
-        raise InputError(f"{data_root}: holds no dataset in its authors' layout, two folders deep; looked for {names}")
+        raise InputError(
+            f"{data_root}: holds no dataset in its authors' layout, {_DEPTH} folders deep; looked for {names}"
+        )
     return found
+
+
+def _folders(directory: Path, depth: int) -> Iterator[Path]:
+    """Yield the folders in ``directory`` that may be read, and those in them, so many deep."""
+    try:
+        with os.scandir(directory) as entries:
+            inside = [Path(entry.path) for entry in entries if entry.is_dir()]
+    except PermissionError:
+        return
+    for folder in inside:
+        yield folder
+        if depth > 1:
+            yield from _folders(folder, depth - 1)
 
 
 def evaluate_all(
@@ -64,6 +84,7 @@ def evaluate_all(
     found = find_tasks(data_root, tasks)
     out.mkdir(parents=True, exist_ok=True)
     store = Store.of_model(out / "computed", model_directory)
+    subject = Subject(model, model_directory, store, progress)
     evaluation = Evaluation(str(model_directory), store.checkpoint)
     for number, (task, folder) in enumerate(found):
         title = _title(task, folder, data_root)
@@ -72,36 +93,28 @@ def evaluate_all(
         before = sum(task is earlier for earlier, _ in found[:number])
         picture = out / f"{task.name}-{task.dataset}{f'-{before + 1}' if before else ''}.png"
         try:
-            task.unavailable()
-        except InputError as reason:
+            evaluation.outcomes[title] = task.run(subject, folder, picture)
+        except CannotRun as reason:
             evaluation.not_run[title] = str(reason)
-        else:
-            evaluation.outcomes[title] = (task, task.run(model, folder, picture, store, progress))
         write_json(out / JSON_NAME, _as_json(evaluation))
         (out / TABLE_NAME).write_text(as_markdown(evaluation), encoding="utf-8")
     return evaluation
 
 
 def as_markdown(evaluation: Evaluation) -> str:
-    """Lay the evaluation out as Markdown: a table per task, beside the authors' figures where they are known."""
+    """Lay the evaluation out as Markdown: a table per task, beside the authors' figures where they publish any."""
     lines = [f"# Evaluation of {evaluation.model}", "", f"Checkpoint {evaluation.checkpoint[:16]}.", ""]
-    compared = False
-    for title, (task, outcome) in evaluation.outcomes.items():
-        theirs = {name: authors_figures.FIGURES.get((task.dataset, name)) for name in outcome.figures}
-        known = any(value is not None for value in theirs.values())
-        compared |= known
+    for title, outcome in evaluation.outcomes.items():
         lines += [f"## {title}", "", f"{outcome.corpus}.", ""]
-        lines.append(f"| figure | value | 95 % interval |{' authors |' if known else ''}")
-        lines.append(f"|---|---|---|{'---|' if known else ''}")
+        lines += ["| figure | value | 95 % interval | authors |", "|---|---|---|---|"]
         for name, (value, interval) in outcome.figures.items():
             between = "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
-            beside = "" if theirs[name] is None else f"{theirs[name]:.3f}"
-            lines.append(f"| {name} | {value:.3f} | {between} |{f' {beside} |' if known else ''}")
+            theirs = f"{outcome.authors[name]:.3f}" if name in outcome.authors else _NOT_KNOWN
+            lines.append(f"| {name} | {value:.3f} | {between} | {theirs} |")
         lines += ["", *outcome.notes, ""] if outcome.notes else [""]
     for title, reason in evaluation.not_run.items():
         lines += [f"## {title}", "", f"Not run: {reason}.", ""]
-    if compared:
-        lines += [f"Authors: {authors_figures.SOURCE}.", ""]
+    lines += [f"Authors: {SOURCE}; {_NOT_KNOWN}: not among the figures there.", ""]
     return "\n".join(lines)
 
 
@@ -109,11 +122,14 @@ def _as_json(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "model": evaluation.model,
         "checkpoint": evaluation.checkpoint,
-        "results": {title: outcome.record for title, (_, outcome) in evaluation.outcomes.items()},
+        "results": {title: outcome.record for title, outcome in evaluation.outcomes.items()},
+        "authors": {title: dict(outcome.authors) for title, outcome in evaluation.outcomes.items()},
+        "authors_source": SOURCE,
         "not_run": evaluation.not_run,
     }
 
 
 def _title(task: Task, folder: Path, data_root: Path) -> str:
     place = folder.relative_to(data_root)
-    return f"{task.name}: {task.dataset}" + (f" ({place})" if str(place) != "." else "")
+    name = task.name if task.name == task.dataset else f"{task.name}: {task.dataset}"
+    return name + (f" ({place})" if str(place) != "." else "")

@@ -15,7 +15,8 @@ from ..inference import load
 from ..projection import PROJECTIONS, Projection, require_umap
 from .aqa import PROBE, evaluate_aqa, format_aqa
 from .aqa_layouts import Agreement, Dataset, read_questions
-from .gap import CheckpointGap, evaluate_gap
+from .datasets.layouts import CaptionDataset, read_captioned
+from .gap import Gap, evaluate_gap
 from .hear import load_model
 from .hear_probe import PROBES, evaluate_hear, format_hear
 from .hear_task import read_task
@@ -95,6 +96,7 @@ def gap_command(
     *,
     data: Path,
     out: Path,
+    dataset: CaptionDataset = "auto",
     projection: Projection = "umap",
     device: str = "auto",
 ) -> int:
@@ -102,8 +104,9 @@ def gap_command(
 
     Args:
         runs: Stage-2 runs; train with --keep-checkpoints as large as the steps to look at.
-        data: Directory written by `cacophony pack`, with captions.
+        data: Dataset directory: AudioCaps, Clotho, or shards that `cacophony pack --captions` wrote.
         out: Directory to write.
+        dataset: Layout of the directory; auto looks at what it holds.
         projection: How the map lays embeddings on a plane: umap (umap-learn has to be installed), or pca.
         device: cpu, cuda, …; auto takes a GPU where there is one.
     """
@@ -111,15 +114,16 @@ def gap_command(
         raise InputError("no run was named; expected at least one")
     if projection == "umap":
         require_umap()
+    corpus = read_captioned(data, dataset)
     out.mkdir(parents=True, exist_ok=True)
     record = []
     curves: dict[str, list[tuple[float, float]]] = {}
     for number, run in enumerate(runs, start=1):
         points: list[tuple[float, float]] = []
-        last: CheckpointGap | None = None
-        for last in evaluate_gap(run, data, device=device, progress=sys.stderr.isatty()):
-            points.append((last.step, last.gap))
-            print(f"{run}: step {last.step}, gap {last.gap:.4f}")
+        last: Gap | None = None
+        for step, last in evaluate_gap(run, corpus, device=device, progress=sys.stderr.isatty()):
+            points.append((step, last.gap))
+            print(f"{run}: step {step}, gap {last.gap:.4f}")
         assert last is not None
         picture = f"embeddings-{number}.png"
         embedding_map(out / picture, last.audio_embeddings, last.paired_text, None, PROJECTIONS[projection])

@@ -62,9 +62,13 @@ class HearModel(nn.Module):
 def load_model(model_file_path: str | Path = "", *, fixed_seconds: float | None = None) -> HearModel:
     """Load the audio encoder of a model directory (a run of either stage, a converted checkpoint), on the host.
 
-    A sound is seen whole, whatever its length. With ``fixed_seconds`` every sound is made exactly that long: the
-    beginning of a longer one, a shorter one followed by silence, which then counts as sound (paper, table XII compares
-    the two). Raises InputError where the path is no model directory or ``fixed_seconds`` is shorter than a patch.
+    A sound is seen whole, whatever its length. So it is in the authors' HEAR code (``src/eval/heareval``, commit
+    9e5cfce) up to a length that their list gives for each task: the slots behind a shorter one are masked, and of a
+    longer one a random subset of patches is seen. With ``fixed_seconds`` every sound is made exactly that long: the
+    beginning of a longer one, a shorter one followed by silence, which then counts as sound. That is how we read "fixed
+    length" in the paper's table XII; the authors' code has no such setting.
+
+    Raises InputError where the path is no model directory or ``fixed_seconds`` is shorter than a patch.
     """
     return HearModel(read_model(Path(model_file_path)), fixed_seconds)
 
@@ -110,9 +114,14 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     ]
     nothing = torch.zeros(0, 0, model.timestamp_embedding_size, device=model.device)
     embeddings = torch.cat(parts).float() if parts else nothing
+    times = timestamps(embeddings.shape[1]).to(model.device)
+    return embeddings, times.expand(len(embeddings), -1).contiguous()
+
+
+def timestamps(count: int) -> Tensor:
+    """Return the times of so many embeddings of one sound, float32 ``[count]`` in milliseconds."""
     middle = ((PATCH_SIDE - 1) * HOP + WINDOW) / 2
-    times = (torch.arange(embeddings.shape[1], device=model.device) * _PATCH_SAMPLES + middle) * (1000 / SAMPLE_RATE)
-    return embeddings, times.float().expand(len(embeddings), -1).contiguous()
+    return ((torch.arange(count) * _PATCH_SAMPLES + middle) * (1000 / SAMPLE_RATE)).float()
 
 
 def _parts(audio: Tensor, model: HearModel) -> list[Tensor]:

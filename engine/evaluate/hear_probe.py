@@ -8,17 +8,19 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import Progress
+from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ...data.audio import read_audio
 from ...errors import InputError
-from .hear import HearModel, get_scene_embeddings, get_timestamp_embeddings
+from .datasets.corpus import file_clip
+from .hear import HearModel, get_scene_embeddings, get_timestamp_embeddings, timestamps
 from .hear_scores import SCENE_SCORES
 from .hear_task import HearTask, Rotation, Sound
 from .mlp_probe import Examples, FittedProbe, ProbeConfig, fit_best_probe
@@ -32,6 +34,7 @@ from .sound_events import (
     require_sed_eval,
     score_events,
 )
+from .store import Store
 
 PROBES = tuple(
     ProbeConfig(hidden_layers=layers, learning_rate=rate)
@@ -62,13 +65,19 @@ class _Turn:
 
 
 def evaluate_hear(
-    model: HearModel, task: HearTask, *, probes: Sequence[ProbeConfig] = PROBES, progress: bool = False
+    model: HearModel,
+    task: HearTask,
+    *,
+    probes: Sequence[ProbeConfig] = PROBES,
+    store: Store | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Return the task's scores and how they came about, as JSON takes it.
 
     ``scores`` are means over the rotations, ``deviations`` their standard deviations where there are several; a score
-    that is no finite number is None. Scores of the task that are none of ours are named under ``not_computed``. Raises
-    InputError where a sound cannot be decoded, none of the scores is ours, or sed_eval is missing for an event task.
+    that is no finite number is None. Scores of the task that are none of ours are named under ``not_computed``.
+    ``store`` keeps embeddings and result. Raises InputError where a sound cannot be decoded, none of the scores is
+    ours, or sed_eval is missing for an event task.
     """
     known = EVENT_SCORES if task.kind == "event" else tuple(SCENE_SCORES)
     names = [name for name in task.scores if name in known]
@@ -76,7 +85,30 @@ def evaluate_hear(
         raise InputError(f"task {task.name} is scored by {', '.join(task.scores)}; expected one of {', '.join(known)}")
     if task.kind == "event":
         require_sed_eval()
-    splits = _embed(model, task, progress)
+    store = store or Store()
+    sounds = [sound for name in task.splits for sound in task.splits[name]]
+    made_from = [repr(task), repr(probes), str(model.fixed_samples), *map(_identity, sounds)]
+    return store.record("hear", made_from, lambda: _evaluate(model, task, names, probes, store, progress))
+
+
+def format_hear(result: dict[str, Any]) -> str:
+    """Lay a result out as plain text."""
+    lines = [f"{result['task']}: {result['sounds']} sounds, {len(result['missing'])} missing"]
+    for name, value in result["scores"].items():
+        spread = result["deviations"].get(name)
+        figure = "undefined, or infinite" if value is None else f"{value:.4f}"
+        lines.append(f"  {name:24} {figure}" + ("" if spread is None else f" ± {spread:.4f} over the folds"))
+    if result["missing"]:
+        lines.append(f"  missing: {', '.join(result['missing'][:5])}{', …' if len(result['missing']) > 5 else ''}")
+    if result["not_computed"]:
+        lines.append(f"  not computed: {', '.join(result['not_computed'])}")
+    return "\n".join(lines)
+
+
+def _evaluate(
+    model: HearModel, task: HearTask, names: list[str], probes: Sequence[ProbeConfig], store: Store, progress: bool
+) -> dict[str, Any]:
+    splits = _embed(model, task, store, progress)
     turn_of = _event_turn if task.kind == "event" else _scene_turn
     turns = [turn_of(task, task.rotations[0], splits, names, probes, model.device)]
     turns += [
@@ -96,23 +128,9 @@ def evaluate_hear(
         "probe": asdict(turns[0].probe.config),
         "sounds": sum(map(len, task.splits.values())),
         "missing": list(task.missing),
-        "not_computed": [name for name in task.scores if name not in known],
+        "not_computed": [name for name in task.scores if name not in names],
         "fixed_seconds": None if model.fixed_samples is None else model.fixed_samples / model.sample_rate,
     }
-
-
-def format_hear(result: dict[str, Any]) -> str:
-    """Lay a result out as plain text."""
-    lines = [f"{result['task']}: {result['sounds']} sounds, {len(result['missing'])} missing"]
-    for name, value in result["scores"].items():
-        spread = result["deviations"].get(name)
-        figure = "undefined, or infinite" if value is None else f"{value:.4f}"
-        lines.append(f"  {name:24} {figure}" + ("" if spread is None else f" ± {spread:.4f} over the folds"))
-    if result["missing"]:
-        lines.append(f"  missing: {', '.join(result['missing'][:5])}{', …' if len(result['missing']) > 5 else ''}")
-    if result["not_computed"]:
-        lines.append(f"  not computed: {', '.join(result['not_computed'])}")
-    return "\n".join(lines)
 
 
 def _number(value: float | np.floating) -> float | None:
@@ -130,35 +148,51 @@ def _record(turn: _Turn) -> dict[str, Any]:
     }
 
 
-def _embed(model: HearModel, task: HearTask, progress: bool) -> dict[str, list[_Embedded]]:
-    """Embed the sounds of every split, those of one length together."""
-    embedded: dict[str, list[_Embedded]] = {}
-    with Progress(disable=not progress, transient=True) as bar:
-        work = bar.add_task("embedding sounds", total=sum(map(len, task.splits.values())))
-        for name, sounds in task.splits.items():
-            embedded[name] = []
-            for start in range(0, len(sounds), _SOUNDS_AT_ONCE):
-                group = sounds[start : start + _SOUNDS_AT_ONCE]
-                embedded[name] += _embed_group(model, group, task.kind == "event")
-                bar.advance(work, len(group))
+def _identity(sound: Sound) -> str:
+    """What changes when the sound's file does."""
+    return file_clip(sound.path.name, sound.path).identity
+
+
+def _embed(model: HearModel, task: HearTask, store: Store, progress: bool) -> dict[str, list[_Embedded]]:
+    """Embed the sounds of every split: scenes in groups, events sound by sound, for theirs are minutes long."""
+    by_time = task.kind == "event"
+    at_once = 1 if by_time else _SOUNDS_AT_ONCE
+    embedded: dict[str, list[_Embedded]] = {name: [] for name in task.splits}
+    groups = [
+        (name, sounds[start : start + at_once])
+        for name, sounds in task.splits.items()
+        for start in range(0, len(sounds), at_once)
+    ]
+    for name, group in track(groups, "embedding sounds", disable=not progress, transient=True):
+        made_from = [str(model.fixed_samples), *map(_identity, group)]
+        if by_time:
+            frames = store.array("hear-event", made_from, partial(_embed_events, model, group[0]))
+            times = timestamps(len(frames)).double().numpy()
+            embedded[name].append(_Embedded(group[0], torch.from_numpy(frames), times))
+        else:
+            rows = store.array("hear-scene", made_from, partial(_embed_scenes, model, group))
+            embedded[name] += [
+                _Embedded(sound, torch.from_numpy(row), np.zeros(0)) for sound, row in zip(group, rows, strict=True)
+            ]
     return embedded
 
 
-def _embed_group(model: HearModel, sounds: Sequence[Sound], by_time: bool) -> list[_Embedded]:
+def _embed_events(model: HearModel, sound: Sound) -> np.ndarray:
+    """Return ``[T, D]``, an embedding every 160 ms."""
+    audio = torch.from_numpy(read_audio(sound.path))[None]
+    return get_timestamp_embeddings(audio, model)[0][0].cpu().numpy()
+
+
+def _embed_scenes(model: HearModel, sounds: Sequence[Sound]) -> np.ndarray:
+    """Return ``[n, D]``; sounds of one length go through the model together."""
     waves = [torch.from_numpy(read_audio(sound.path)) for sound in sounds]
     rows_of: dict[int, list[int]] = {}
     for row, wave in enumerate(waves):
         rows_of.setdefault(len(wave), []).append(row)
-    found: dict[int, _Embedded] = {}
+    embeddings = np.zeros((len(sounds), model.scene_embedding_size), np.float32)
     for rows in rows_of.values():
-        audio = torch.stack([waves[row] for row in rows])
-        if by_time:
-            embeddings, times = (part.cpu() for part in get_timestamp_embeddings(audio, model))
-            milliseconds = times[0].double().numpy()
-        else:
-            embeddings, milliseconds = get_scene_embeddings(audio, model).cpu(), np.zeros(0)
-        found |= {row: _Embedded(sounds[row], embeddings[i], milliseconds) for i, row in enumerate(rows)}
-    return [found[row] for row in range(len(sounds))]
+        embeddings[rows] = get_scene_embeddings(torch.stack([waves[row] for row in rows]), model).cpu().numpy()
+    return embeddings
 
 
 def _scene_turn(

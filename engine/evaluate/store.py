@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -31,6 +32,10 @@ class Store:
     def of_model(cls, directory: Path | None, model_directory: Path) -> "Store":
         """Return the store in ``directory`` for the weights, sizes and tokenizer in ``model_directory``."""
         return cls(directory, "" if directory is None else checkpoint_digest(model_directory))
+
+    def of_weights(self, model_directory: Path, weights: Path) -> "Store":
+        """Return the store in the same directory for the model with other ``weights``, such as a checkpoint's."""
+        return Store(self._directory, "" if self._directory is None else checkpoint_digest(model_directory, weights))
 
     def array(self, kind: str, made_from: Sequence[str], compute: Callable[[], np.ndarray]) -> np.ndarray:
         """Return the float32 array kept under ``kind`` and ``made_from``, or compute and keep it.
@@ -68,6 +73,18 @@ class Store:
         write_json(path, {"texts": texts})
         return texts
 
+    def record(self, kind: str, made_from: Sequence[str], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return the JSON object kept under ``kind`` and ``made_from``, or compute and keep it.
+
+        Raises InputError where the kept file is damaged.
+        """
+        path = self._path(kind, made_from, ".json")
+        if path is None:
+            return compute()
+        if not path.is_file():
+            write_json(path, compute())
+        return read_json(path)
+
     def has(self, kind: str, made_from: Sequence[str], suffix: str) -> bool:
         """Whether something is kept there; ``suffix`` is `.safetensors` for an array, `.json` for texts."""
         path = self._path(kind, made_from, suffix)
@@ -81,11 +98,11 @@ class Store:
         return self._directory / f"{kind}-{key[:32]}{suffix}"
 
 
-def checkpoint_digest(model_directory: Path) -> str:
-    """SHA-256 over a model directory's weights, sizes and tokenizer, hexadecimal."""
+def checkpoint_digest(model_directory: Path, weights: Path | None = None) -> str:
+    """SHA-256 over a model directory's weights (or those in ``weights``), sizes and tokenizer, hexadecimal."""
     digest = hashlib.sha256()
     for name in (MODEL_FILE, CONFIG_FILE, TOKENIZER_FILE):
-        path = model_directory / name
+        path = weights if weights is not None and name == MODEL_FILE else model_directory / name
         digest.update(f"{name} {path.is_file()}\n".encode())
         if path.is_file():
             with path.open("rb") as file:

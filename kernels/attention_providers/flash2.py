@@ -50,13 +50,13 @@ class Flash2(Provider):
         key: Tensor,
         value: Tensor,
         out: Tensor,
-        lse: Tensor,
+        statistics: Tensor,
         sequences: Sequences,
         gradients: tuple[Tensor, Tensor, Tensor],
     ) -> None:
         """Call the backward function, which writes into ``gradients``."""
         _interface()._flash_attn_varlen_backward(
-            *(d_out, query, key, value, out, lse, *gradients),
+            *(d_out, query, key, value, out, statistics, *gradients),
             dropout_p=0.0,
             window_size_left=-1,
             window_size_right=-1,

@@ -42,14 +42,14 @@ class Flash3(Provider):
         key: Tensor,
         value: Tensor,
         out: Tensor,
-        lse: Tensor,
+        statistics: Tensor,
         sequences: Sequences,
         gradients: tuple[Tensor, Tensor, Tensor],
     ) -> None:
         """Call ``bwd``, which writes into ``gradients``."""
         d_query, d_key, d_value = gradients
         torch.ops.flash_attn_3.bwd(
-            *(d_out, query, key, value, out, lse),
+            *(d_out, query, key, value, out, statistics),
             dq=d_query,
             dk=d_key,
             dv=d_value,

@@ -42,22 +42,26 @@ class OwnTriton(Provider):
             return f"takes head dims up to {MAX_HEAD_DIM}, not {problem.head_dim}"
         return None
 
+    def statistics_shape(self, heads: int, queries: int) -> tuple[int, ...]:
+        """Return that of each query's largest score, and of one over the sum of its exponentials."""
+        return heads, 2, queries
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """Launch the forward kernel."""
         queries, heads, head_dim = query.shape
         out = query.new_empty(query.shape)
-        lse = query.new_empty((heads, queries), dtype=torch.float32)
+        statistics = query.new_empty(self.statistics_shape(heads, queries), dtype=torch.float32)
         tiles = _tiles(query, key, sequences)
         blocks = cdiv(sequences.max_query, tiles["BLOCK_Q"])
         launch(
             attention_fwd_kernel,
             (blocks * heads * sequences.count,),
             *_operands(query, key, value, sequences),
-            *(out, lse, queries, heads, blocks, *_numbers(head_dim, sequences)),
+            *(out, statistics, queries, heads, blocks, *_numbers(head_dim, sequences)),
             **tiles,
             num_warps=_warps(tiles, 1),
         )
-        return out, lse
+        return out, statistics
 
     def backward(
         self,
@@ -66,21 +70,22 @@ class OwnTriton(Provider):
         key: Tensor,
         value: Tensor,
         out: Tensor,
-        lse: Tensor,
+        statistics: Tensor,
         sequences: Sequences,
         gradients: tuple[Tensor, Tensor, Tensor],
     ) -> None:
         """Launch both backward kernels, which write into ``gradients``."""
         queries, heads, head_dim = query.shape
         d_query, d_key, d_value = gradients
-        delta = torch.empty_like(lse)
+        delta = query.new_empty((heads, queries), dtype=torch.float32)
         operands, numbers = _operands(query, key, value, sequences), _numbers(head_dim, sequences)
         tiles = _tiles(query, key, sequences)
         blocks = cdiv(sequences.max_query, tiles["BLOCK_Q"])
         launch(
             attention_bwd_query_kernel,
             (blocks * heads * sequences.count,),
-            *(d_out, out, *operands, lse, delta, d_query, *d_query.stride()[:2], queries, heads, blocks, *numbers),
+            *(d_out, out, *operands, statistics, delta, d_query, *d_query.stride()[:2]),
+            *(queries, heads, blocks, *numbers),
             **tiles,
             num_warps=_warps(tiles, 1),
         )
@@ -88,7 +93,7 @@ class OwnTriton(Provider):
         launch(
             attention_bwd_key_kernel,
             (blocks * heads * sequences.count,),
-            *(d_out, *operands, lse, delta, d_key, *d_key.stride()[:2], d_value, *d_value.stride()[:2]),
+            *(d_out, *operands, statistics, delta, d_key, *d_key.stride()[:2], d_value, *d_value.stride()[:2]),
             *(queries, heads, blocks, *numbers),
             **tiles,
             num_warps=_warps(tiles, 2),

@@ -66,9 +66,13 @@ class Provider(ABC):
     def refusal(self, problem: Problem) -> str | None:
         """Say why it cannot serve ``problem`` where it is available, or None."""
 
+    def statistics_shape(self, heads: int, queries: int) -> tuple[int, ...]:
+        """Return the shape of what backward needs of the softmax, float32: of the log of its sums, where not told."""
+        return heads, queries
+
     @abstractmethod
     def forward(self, query: Tensor, key: Tensor, value: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor]:
-        """Return out ``[Tq, H, d]`` and what backward needs, float32 ``[H, Tq]``: the log of the softmax's sum."""
+        """Return out ``[Tq, H, d]`` and what backward needs of the softmax, of :meth:`statistics_shape`."""
 
     @abstractmethod
     def backward(
@@ -78,7 +82,7 @@ class Provider(ABC):
         key: Tensor,
         value: Tensor,
         out: Tensor,
-        lse: Tensor,
+        statistics: Tensor,
         sequences: Sequences,
         gradients: tuple[Tensor, Tensor, Tensor],
     ) -> None:

@@ -45,7 +45,7 @@ class TorchFlash(Provider):
         key: Tensor,
         value: Tensor,
         out: Tensor,
-        lse: Tensor,
+        statistics: Tensor,
         sequences: Sequences,
         gradients: tuple[Tensor, Tensor, Tensor],
     ) -> None:
@@ -53,7 +53,7 @@ class TorchFlash(Provider):
         seed, unused = query.new_zeros(2, dtype=torch.uint64), query.new_empty(0)
         with deterministic():
             found = torch.ops.aten._flash_attention_backward(
-                *(d_out, query, key, value, out, lse, *_lengths(sequences)),
+                *(d_out, query, key, value, out, statistics, *_lengths(sequences)),
                 *(0.0, sequences.causal, seed, unused),
                 scale=query.shape[-1] ** -0.5,
             )

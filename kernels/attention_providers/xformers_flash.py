@@ -52,7 +52,7 @@ class XformersFlash(Provider):
         key: Tensor,
         value: Tensor,
         out: Tensor,
-        lse: Tensor,
+        statistics: Tensor,
         sequences: Sequences,
         gradients: tuple[Tensor, Tensor, Tensor],
     ) -> None:
@@ -60,7 +60,7 @@ class XformersFlash(Provider):
         fmha = _fmha()
         with deterministic():
             found = fmha.memory_efficient_attention_backward(
-                *(tensor[None] for tensor in (d_out, out, lse, query, key, value)),
+                *(tensor[None] for tensor in (d_out, out, statistics, query, key, value)),
                 attn_bias=_mask(fmha, query, key, sequences),
                 scale=query.shape[-1] ** -0.5,
                 op=fmha.flash.BwOp,

@@ -10,6 +10,11 @@ constexpr int kFftSize = 512;
 constexpr int kBands = 128;
 constexpr double kNyquist = 8000.0;  // Hz
 
+// A patch is as many frames as bands; a column is the patches that lie in the same frames.
+constexpr int kPatchSide = 16;
+constexpr int kPatchPixels = kPatchSide * kPatchSide;  // in memory frame after frame
+constexpr int kColumnPatches = kBands / kPatchSide;
+
 // A real transform of 512 samples is a complex one of 256, and that is 16 transforms of 16, twice.
 constexpr int kRadix = 16;
 constexpr int kHalf = kFftSize / 2;

@@ -9,9 +9,11 @@ import pytest
 import torch
 from cacophony.__main__ import main
 from cacophony.bench import parts
-from cacophony.bench.data import PROVIDERS, STAGES, DataSettings, bench_data, make_shards
+from cacophony.bench.data import bench_data, make_shards
 from cacophony.bench.data_demand import MFU, cores, data_figures, demands
-from cacophony.bench.data_tables import data_page
+from cacophony.bench.data_settings import PROVIDERS, DataSettings
+from cacophony.bench.data_stages import STAGES
+from cacophony.bench.data_tables import data_page, rate_table
 from cacophony.bench.parts import Plan, run_data
 from cacophony.bench.torch_loader import Clips, collate, padded_log_mel, read_wave
 from cacophony.data.dali import dali_problem
@@ -116,6 +118,20 @@ def test_cores_are_the_demand_times_what_a_clip_costs() -> None:
     ]
     assert cores({"clips_per_s": 1500.0}, rows) == {"native": 3.0}
     assert MFU == 0.5
+
+
+def test_a_row_is_compared_with_the_rivals_per_core() -> None:
+    rates = {name: 1.0 for name in ("clips_per_s", "audio_hours_per_s", "bytes_per_s", "clip_seconds")}
+    rows = [
+        {"what": what, "provider": provider, "workers": 1, "rates": rates | {"cpu_seconds_per_clip": seconds}}
+        for what, provider, seconds in (
+            ("loader", "native", 0.001),
+            ("loader", "torch", 0.004),
+            ("copy", "native", 0.5),
+        )
+    ]
+    lines = rate_table(rows).splitlines()
+    assert [line.split("|")[-2].strip() for line in lines[-3:]] == ["4.00", "1.00", ""]
 
 
 def test_where_nothing_was_measured_the_page_has_the_reasons_alone() -> None:

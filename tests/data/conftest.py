@@ -2,14 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from cacophony.data.audio import encode_flac_int16
-from cacophony.data.dali import DaliDecoder, dali_problem
+from cacophony.data.dali import dali_problem
+from cacophony.data.dali_decoder import DaliDecoder
 from cacophony.data.loader import Loader, LoaderConfig
 from cacophony.data.shard_writer import ShardWriter
 from cacophony.data.shards import Shards
@@ -109,11 +110,13 @@ def make_loader() -> Iterator[Callable[..., Loader]]:
     """Make a loader that decodes by a path and is closed with the test."""
     loaders: list[Loader] = []
 
-    def make(shards: Path, path: str, rank: int = 0, world: int = 1, **values: Any) -> Loader:
+    def make(
+        shards: Path, path: str, rank: int = 0, world: int = 1, sources: Sequence[str] = (), **values: Any
+    ) -> Loader:
         defaults = {"batch_size": 8, "crop_seconds": 0.2, "max_text_tokens": 20, "seed": 5, "workers": 2}
         config = LoaderConfig(**{**defaults, **values})
         decoder = DaliDecoder(config.workers) if path == "dali" else None
-        loaders.append(Loader(Shards.open(shards), config, TOKENIZER, rank, world, decoder))
+        loaders.append(Loader(Shards.open(shards, sources), config, TOKENIZER, rank, world, decoder))
         return loaders[-1]
 
     yield make

@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from cacophony.data import dali as dali_module
+from cacophony.data import dali_decoder as dali_module
+from cacophony.data import flac as flac_module
 from cacophony.data.audio import encode_flac_int16
 from cacophony.data.batch import AudioTextBatch
-from cacophony.data.dali import DaliDecoder, choose_decoder, dali_problem
+from cacophony.data.dali import dali_problem
+from cacophony.data.dali_decoder import DaliDecoder, choose_decoder
+from cacophony.data.flac import Stretch, flac_library
 from cacophony.data.loader import Loader
+from cacophony.data.packing import allocate
 from cacophony.errors import InputError
+from cacophony.native_library import NativeLibrary
 
 needs_dali = pytest.mark.skipif(bool(dali_problem()), reason=dali_problem() or "DALI is here")
 
@@ -104,9 +109,13 @@ def test_a_refused_member_costs_its_run_and_nothing_after_it(
     flacs = [encode_flac_int16(wave) for wave in waves]
     decoder = DaliDecoder(2)
     for bad in (flacs[2][:-30], b"no audio", b""):
-        decoded = decoder.decode([*flacs[:2], bad, *flacs[3:]])
-        assert [wave is None for wave in decoded] == [False, False, True, True, False]
-        assert all(np.array_equal(wave, waves[at]) for at, wave in enumerate(decoded) if wave is not None)
+        members = zip([*flacs[:2], bad, *flacs[3:]], waves, strict=True)
+        stretches = [Stretch(flac, len(wave), len(wave) // 3, len(wave) // 2) for flac, wave in members]
+        packed, offsets = allocate([stretch.frames for stretch in stretches])
+        assert decoder.decode(stretches, packed.numpy(), offsets.tolist()) == [True, True, False, False, True]
+        for at in (0, 1, 4):
+            wanted = waves[at][len(waves[at]) // 3 :][: len(waves[at]) // 2]
+            assert packed[offsets[at] : offsets[at + 1]].tolist() == wanted.tolist()
         (message,) = caplog.messages
         assert message.startswith(("DALI refused 2 clips (Error decoding", "DALI refused 2 clips (Failed to open"))
         assert "\n" not in message
@@ -118,11 +127,18 @@ def test_a_refused_member_costs_its_run_and_nothing_after_it(
 def test_two_channels_are_refused() -> None:
     stereo = io.BytesIO()
     sf.write(stereo, np.zeros((800, 2), np.int16), 16_000, format="FLAC", subtype="PCM_16")
-    assert DaliDecoder(1).decode([stereo.getvalue()]) == [None]
+    assert DaliDecoder(1).decode([Stretch(stereo.getvalue(), 800, 0, 800)], np.zeros(800, np.int16), [0]) == [False]
 
 
-def test_auto_takes_dali_for_a_gpu_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_decoder("auto", "cpu", 1) == (None, "loader: native (auto: dali is for cuda, this is cpu)")
+def test_auto_takes_our_own_decoder_where_it_was_built_else_dali_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    if flac_library().handle is not None:
+        line = f"loader: native (auto); FLAC decoder: native, {flac_library().about}"
+        assert choose_decoder("auto", "cpu", 1) == choose_decoder("auto", "cuda", 1) == (None, line)
+    monkeypatch.setattr(dali_module, "flac_library", lambda: NativeLibrary(None, "not here"))
+    monkeypatch.setattr(flac_module, "flac_library", lambda: NativeLibrary(None, "not here"))
+    decoder, line = choose_decoder("auto", "cpu", 1)
+    assert decoder is None
+    assert line == "loader: native (auto: dali is for cuda, this is cpu); FLAC decoder: soundfile (native: not here)"
     assert choose_decoder("native", "cuda", 1)[0] is None
     if not dali_problem():
         assert isinstance(choose_decoder("auto", "cuda", 1)[0], DaliDecoder)

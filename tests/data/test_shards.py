@@ -1,6 +1,8 @@
 """The shard format as others read it, and reading it back with nothing taken on trust."""
 
+import functools
 import json
+import os
 import tarfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -123,6 +125,23 @@ def test_clips_are_read_back_from_many_threads(packed: Path, monkeypatch: pytest
             shards.clip(CLIPS)
         with pytest.raises(IndexError):
             shards.read(-1)
+
+
+def test_tars_are_closed_with_their_shards_or_where_nobody_holds_these(packed: Path) -> None:
+    def open_tars() -> int:
+        links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        return sum(str(packed) in os.readlink(link) for link in links if link.exists())
+
+    with Shards.open(packed) as shards:
+        assert [shards.clip(i).index for i in range(CLIPS)] == list(range(CLIPS))
+        assert open_tars() == 3
+    assert open_tars() == 0
+    assert shards.clip(0).index == 0  # opens again
+    read = functools.partial(shards.read, 0)
+    del shards
+    assert open_tars() == 1
+    del read
+    assert open_tars() == 0
 
 
 def test_the_fingerprint_depends_on_the_clips_alone(packed: Path) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cacophony.data import flac
 from cacophony.data.dali import dali_problem
 from cacophony.data.loader import Loader
 from cacophony.errors import InputError
+from cacophony.native_library import NativeLibrary
 
 KINDS = ("truncated", "zero-length", "flipped", "json")
 # 3 % of 330.
@@ -58,6 +60,20 @@ def test_both_paths_replace_alike_on_any_number_of_ranks(shards: Path, make_load
             assert torch.isin(part_wave, wave).all()
     dali = epochs(make_loader(shards, "dali", batch_size=30), 2)
     assert all(torch.equal(a[1], b[1]) and torch.equal(a[2], b[2]) for a, b in zip(native, dali, strict=True))
+
+
+def test_without_our_own_decoder_the_batches_are_the_same(
+    shards: Path, make_loader: MakeLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Crops, whole clips and silence behind short ones; 3 % are replaced."""
+    for lengths in ({"crop_seconds": 0.2}, {"crop_seconds": None}, {"crop_seconds": None, "fixed_seconds": 0.3}):
+        native = epochs(make_loader(shards, "native", batch_size=30, **lengths), 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(flac, "flac_library", lambda: NativeLibrary(None, "not here"))
+            for a, b in zip(native, epochs(make_loader(shards, "native", batch_size=30, **lengths), 1), strict=True):
+                assert a[0] == b[0]
+                assert torch.equal(a[1], b[1])
+                assert torch.equal(a[2], b[2])
 
 
 def test_each_member_is_named_once(

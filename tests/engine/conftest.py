@@ -191,7 +191,7 @@ log = os.open({log!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 os.dup2(log, 1)
 os.dup2(log, 2)
 import cacophony.engine.telemetry as telemetry
-telemetry.loss_curves = lambda *args: None
+telemetry.loss_curves = telemetry.throughput_curves = lambda *args: None
 {before}
 from cacophony.__main__ import main
 sys.exit(main({argv!r}))

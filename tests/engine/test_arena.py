@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from cacophony.data.noise import noise_batch
-from cacophony.engine.arena import Arena, ParameterGroup
+from cacophony.engine.arena import BUCKET_BYTES, Arena, ParameterGroup
 from cacophony.engine.config import (
     Blocks,
     ContrastiveObjectiveConfig,
@@ -26,7 +26,7 @@ from cacophony.engine.update import Updater
 from cacophony.errors import InputError
 from cacophony.kernels.adamw import adamw_
 from cacophony.kernels.backend import use_backend
-from cacophony.kernels.flat_buffers import PAPER_NARROW_SEGMENTS, PAPER_SEGMENTS, SEGMENT
+from cacophony.kernels.flat_buffers import PAPER_NARROW_SEGMENTS, PAPER_SEGMENTS, SEGMENT, write_copy
 from cacophony.kernels.triton_runtime import HAS_TRITON
 from cacophony.models.audio_mae import AudioMAE
 from cacophony.models.audio_text import AudioText
@@ -253,34 +253,42 @@ def test_the_second_gradient_in_bfloat16_points_where_that_in_float32_does(stage
 RANKS = 5
 
 
-def shares(linear_dtype: torch.dtype | None) -> list[Arena]:
+def shares(linear_dtype: torch.dtype | None, bucket_bytes: int = BUCKET_BYTES) -> list[Arena]:
     """The arenas of ranks that share a network, one of whose parameters lies on two of them."""
     arenas = []
     for rank in range(RANKS):
         model = network()
         groups = [ParameterGroup([name], 0.1) for name, _ in model.named_parameters()]
-        arenas.append(Arena(model, groups, linear_dtype, World(rank, RANKS, torch.device("cpu"))))
+        arenas.append(Arena(model, groups, linear_dtype, World(rank, RANKS, torch.device("cpu")), bucket_bytes))
     return arenas
 
 
+@pytest.mark.parametrize("bucket_bytes", [1, 3 * 4 * SEGMENT, BUCKET_BYTES])
 @pytest.mark.parametrize("linear_dtype", [None, torch.bfloat16])
-def test_the_shares_of_ranks_are_as_large_and_together_the_whole(linear_dtype: torch.dtype | None):
-    arenas, whole = shares(linear_dtype), arena_of(network(), linear_dtype)
+def test_the_shares_of_ranks_are_as_large_and_together_the_whole(linear_dtype: torch.dtype | None, bucket_bytes: int):
+    arenas, whole = shares(linear_dtype, bucket_bytes), arena_of(network(), linear_dtype)
     assert len({(len(a.own_narrow), len(a.own_wide)) for a in arenas}) == 1
+    assert all(arena.layout.buckets == arenas[0].layout.buckets for arena in arenas)
     for arena in arenas:
         assert len(arena.master) == len(arena.own_gradient) == len(arena.own_narrow) + len(arena.own_wide)
         assert len(arena.own_narrow) % SEGMENT == len(arena.own_wide) % SEGMENT == 0
         assert len(arena.groups) == len(arena.master) // SEGMENT
-        assert arena.own_narrow.data_ptr() == arena.narrow[arena.world.rank * len(arena.own_narrow) :].data_ptr()
-    narrow = len(arenas[0].own_narrow)
-    joined = torch.cat([a.master[:narrow] for a in arenas] + [a.master[narrow:] for a in arenas])
-    groups = torch.cat(
-        [a.groups[: narrow // SEGMENT] for a in arenas] + [a.groups[narrow // SEGMENT :] for a in arenas]
-    )
+    buckets = arenas[0].layout.buckets
+    joined = torch.cat([arena.master[bucket.own] for bucket in buckets for arena in arenas])
+    groups = torch.cat([arena.groups.repeat_interleave(SEGMENT)[b.own] for b in buckets for arena in arenas])
     for number, (name, expected) in enumerate(whole.weights().items()):
         place = arenas[0].places[name]
         assert torch.equal(place.of(joined), expected)
-        assert (place.of(groups.repeat_interleave(SEGMENT)) == number).all()
+        assert (place.of(groups) == number).all()
+
+
+def test_a_bucket_is_as_large_as_asked_and_ends_with_a_parameter():
+    """Of 1 rank, so that nothing fills buckets up; a parameter that is larger has one of its own."""
+    model = nn.Sequential(*(Linear(40, 25) for _ in range(5)), Linear(100, 100))
+    groups = [ParameterGroup([name for name, _ in model.named_parameters()], 0.1)]
+    layout = Arena(model, groups, None, bucket_bytes=4 * 4 * SEGMENT).layout
+    assert [(b.whole.stop - b.whole.start) // SEGMENT for b in layout.buckets] == [4, 4, 2, 10, 1]
+    assert [place.bucket for place in layout.places.values()] == [0] * 4 + [1] * 4 + [2] * 2 + [3, 4]
 
 
 def test_moments_are_read_by_any_number_of_ranks():
@@ -291,7 +299,7 @@ def test_moments_are_read_by_any_number_of_ranks():
             place.of(buffer).copy_(torch.randn(place.shape, generator=generator))
     whole.counts[1] = 7
     expected = whole.state_tensors()
-    arenas, pieces = shares(torch.bfloat16), {}
+    arenas, pieces = shares(torch.bfloat16, bucket_bytes=3 * 4 * SEGMENT), {}
     for arena in arenas:
         arena.load_state_tensors(expected, Path("file"))
         pieces |= arena.state_tensors()
@@ -313,6 +321,6 @@ def test_weights_of_a_file_reach_master_and_copy_of_every_rank():
     for arena in shares(torch.bfloat16):
         arena.load_weights(expected, Path("file"))
         assert all(torch.equal(p, q) for p, q in zip(arena.model.parameters(), whole.model.parameters(), strict=True))
-        narrow = len(arena.own_narrow)
-        assert torch.equal(arena.master[narrow:], arena.own_wide)
-        assert torch.equal(arena.master[:narrow].bfloat16(), arena.own_narrow)
+        write_copy(arena.master, arena.own_narrow, arena.own_wide)
+        copy_of_all = arena.layout.cut(torch.cat((arena.narrow.float(), arena.wide)), arena.world.rank)
+        assert torch.equal(copy_of_all, torch.cat((arena.own_narrow.float(), arena.own_wide)))

@@ -39,6 +39,7 @@ OUT_OF_RANGE: list[tuple[Callable[..., Any], str, list[Any]]] = [
     (ContrastiveDataConfig, "prefetch_batches", [0]),
     (MaeDataConfig, "max_bad_share", [-0.1, 1.1, NAN]),
     (ContrastiveDataConfig, "max_text_tokens", [2]),
+    (ContrastiveDataConfig, "sources", [("",), ("a", "b", "a")]),
     (ContrastiveDataConfig, "synthetic_probability", [-0.1, 1.1, NAN]),
     (MaeRunConfig, "batch_size", [0]),
     (MaeRunConfig, "micro_batch_size", [0]),

@@ -2,24 +2,28 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from cacophony.data.batch import AudioTextBatch, collate
+from cacophony.engine.build import build_model
 from cacophony.engine.config import Blocks, ContrastiveObjectiveConfig, ContrastiveRunConfig
 from cacophony.engine.contrastive_captioning import ContrastiveCaptioning
 from cacophony.engine.distributed import World
 from cacophony.engine.objective import Report
 from cacophony.errors import InputError
+from cacophony.kernels.choose_patches import keep_at_most
 from cacophony.kernels.dropout import DropoutKey
 from cacophony.kernels.layout import Packed, pad, padded_layout
 from cacophony.kernels.log_mel import log_mel
-from cacophony.kernels.patch_mask import keep_at_most, patch_mask
+from cacophony.kernels.patch_mask import patch_mask
 from cacophony.models.audio_text import AudioText
 from cacophony.models.by_hand import Stash
 from cacophony.models.layers import init_weights
+from cacophony.models.tensor_shapes import load_into
 from torch import Tensor
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -200,15 +204,33 @@ def test_a_long_clip_is_seen_through_a_random_subset_of_its_patches(
     assert chosen[0] != list(range(40))
 
 
-def test_the_captioning_weight_switches_the_decoder_off(
-    model: AudioText, batch: AudioTextBatch, contrastive_config: ContrastiveRunConfig
+@pytest.mark.parametrize("stash", [0, 10])
+def test_without_a_captioning_weight_nothing_is_decoded(
+    model: AudioText,
+    batch: AudioTextBatch,
+    contrastive_config: ContrastiveRunConfig,
+    stash: Literal[0, 10],
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    settings = ContrastiveObjectiveConfig(caption_weight=0.0)
-    objective = objective_of(contrastive_config, settings)
-    report, found = run(model, objective, objective.prepare(batch, STEP))
-    assert torch.equal(report.losses["loss"], report.losses["contrastive"])
-    decoder = [g for name, g in found.items() if name.startswith("caption_decoder.")]
-    assert not any(g.count_nonzero() for g in decoder)
+    """The gradient is the contrastive loss's alone; the network has no decoder, and one that had would not run it."""
+    settings = ContrastiveObjectiveConfig(caption_weight=0.0, max_patches=40, stash=stash)
+    losses, expected, _ = literal(model, batch, settings, dropout=0.3)
+    towers = build_model(replace(contrastive_config, objective=settings))
+    assert isinstance(towers, AudioText)
+    load_into(towers, {n: t for n, t in model.state_dict().items() if n in towers.state_dict()}, Path("model"))
+    objective = objective_of(contrastive_config, settings, 0.3)
+    report, found = run(towers, objective, objective.prepare(batch, STEP))
+    decoder = {name for name in expected if name.startswith("caption_decoder.")}
+    assert decoder
+    assert_gradients(found, {name: g for name, g in expected.items() if name not in decoder})
+    assert report.losses.keys() == {"loss", "contrastive", "logit_scale"}
+    for name, value in report.losses.items():
+        torch.testing.assert_close(value.double(), losses[name].double(), rtol=1e-5, atol=0)
+
+    monkeypatch.setattr(AudioText, "decode_caption", None)
+    again, whole = run(model, objective, objective.prepare(batch, STEP))
+    assert torch.equal(again.losses["loss"], report.losses["loss"])
+    assert not decoder & whole.keys()
 
 
 @pytest.mark.parametrize("stash", [0, 10])

@@ -15,12 +15,14 @@ from cacophony.engine.arena import Arena, ParameterGroup
 from cacophony.engine.build import Config, build_model, build_objective
 from cacophony.engine.config import RUN_CONFIGS, ContrastiveRunConfig, MaeRunConfig, Stage
 from cacophony.engine.distributed import World, join_world
+from cacophony.engine.gradient_sum import GradientSum
 from cacophony.models.config_io import from_dict, to_dict
 from cacophony.models.layers import init_weights
 from cacophony.models.weights import load_tensors, save_tensors
 from torch import Tensor
 
 CLIPS = 8
+BUCKET_BYTES = 8 * 4096
 STASHES: dict[Stage, tuple[int, ...]] = {"mae": (1, 10), "contrastive": (0, 1, 3, 10)}
 
 # This file is run again in each rank's process.
@@ -32,18 +34,34 @@ runpy.run_path({file!r})["main"]({configs!r}, {out!r})
 
 
 def gradient(config: Config, world: World) -> dict[str, Tensor]:
-    """The gradient that the ranks have together, every parameter's."""
+    """The gradient that the ranks have together, every parameter's.
+
+    It is summed after the backward pass, then again while that goes on: on two ranks, whose sums know one order only,
+    the bits are those of a sum of everything at once.
+    """
     model = build_model(config)
     init_weights(model, 3)
-    arena = Arena(model, [ParameterGroup([name for name, _ in model.named_parameters()], 0.0)], None, world)
+    groups = [ParameterGroup([name for name, _ in model.named_parameters()], 0.0)]
+    arena = Arena(model, groups, None, world, bucket_bytes=BUCKET_BYTES)
+    assert len(arena.layout.buckets) > 3
     own = CLIPS // world.size
     batch = noise_batch(CLIPS, 300).select(world.rank * own, (world.rank + 1) * own)
-    objective = build_objective(config, world)
-    objective.backward(model, objective.prepare(batch, 5))
-    arena.sum_gradient()
-    whole = arena.gradient.clone()
-    world.gather_shares(whole, arena.own_gradient)
-    return {name: place.of(whole).clone() for name, place in arena.places.items()}
+    objective, summing = build_objective(config, world), GradientSum(arena, world)
+    inputs, found = objective.prepare(batch, 5), list[Tensor]()
+    for _ in range(1 if world.size == 1 else 2):
+        with summing.watching():
+            objective.backward(model, inputs)
+        summing.finish()
+        whole = arena.gradient.clone()
+        for bucket in arena.layout.buckets:
+            world.gather_shares(whole[bucket.whole], arena.own_gradient[bucket.own])
+        found.append(whole)
+        arena.gradient.zero_()
+    assert torch.equal(found[0], found[-1])
+    if world.size == 2:
+        objective.backward(model, inputs)
+        assert torch.equal(world.sum_(arena.gradient), found[0])
+    return {name: place.of(found[0]) for name, place in arena.places.items()}
 
 
 def main(configs: str, out: str) -> None:

@@ -1,8 +1,10 @@
 """`train --limits` measures every part, trains and writes nothing, and says what to change."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ import torch
 from cacophony.__main__ import main
 from cacophony.data.batch import collate
 from cacophony.engine import commands
-from cacophony.engine.config import ContrastiveRunConfig, MaeRunConfig
+from cacophony.engine.config import ContrastiveRunConfig, MaeRunConfig, Stage
 from cacophony.engine.limits import Limits, describe, measure_limits, noise_like, sentence
+
+BRIEF = "import cacophony.engine.commands as commands; commands.PART_SECONDS = 0.0\n"  # in ranks' processes
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +44,63 @@ def test_the_command_says_what_limits_the_run_and_writes_nothing(
 
 
 def test_every_part_is_measured(contrastive_config: ContrastiveRunConfig, shards: Path) -> None:
-    found = measure_limits(contrastive_config, shards, part_seconds=0.05)
+    found = measure_limits("contrastive", contrastive_config, shards, part_seconds=0.05)
     assert found is not None
     assert min(found.loader, found.device, found.both) > 0.0
     assert 0.0 < found.ascent < found.device
     assert found.batch_clips == 8
     assert found.copy is None
     assert found.collectives is None
+
+
+@pytest.mark.parametrize("stage", ["mae", "contrastive"])
+def test_on_two_ranks_the_first_speaks_for_both(
+    command: Callable[..., list[str]], start_ranks: Callable[..., list[Any]], tmp_path: Path, stage: Stage
+) -> None:
+    out = tmp_path / "run"
+    ranks = start_ranks([*command(stage, out), "--limits"], before=BRIEF)
+    (first, said), (second, nothing) = (rank.ended() for rank in ranks)
+    assert (first, second, nothing) == (0, 0, ""), said + nothing
+    *parts, last = said.splitlines()
+    names = ["loader alone", "device alone, on noise", "both"]
+    assert [line[:28].strip() for line in parts if "clips/s" in line] == names
+    seconds, clips_per_s = re.findall(r"[\d.]+", next(line for line in parts if line.startswith("both")))
+    assert float(clips_per_s) == pytest.approx(8 / float(seconds), rel=0.05)  # of both ranks
+    (waiting,) = (line for line in parts if line.startswith("  of that, waiting for ranks"))
+    assert 0 < int(re.findall(r"(\d+)%", waiting)[0]) < 100
+    assert "limits this run" in last or "hold each other up" in last
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("both", "last", "problem"),
+    [
+        (["--batch-size", "5"], [], "batch_size 5 is not divisible by 2 ranks; change batch_size"),
+        ([], ["--seed", "7"], "rank 1 on .* differs from rank 0 on .*: config.seed is 7, there 0"),
+        ([], ["--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_ranks_that_a_run_would_refuse_are_refused(
+    command: Callable[..., list[str]],
+    start_ranks: Callable[..., list[Any]],
+    tmp_path: Path,
+    both: list[str],
+    last: list[str],
+    problem: str,
+) -> None:
+    for code, said in [rank.ended() for rank in start_ranks([*command("mae", tmp_path), "--limits", *both], more=last)]:
+        assert (code, len(said.splitlines())) == (2, 1), said
+        assert re.search(problem, said)
+
+
+def test_a_rank_that_dies_is_named(
+    command: Callable[..., list[str]], start_ranks: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    dies = "import os, cacophony.engine.limits as m\nif os.environ['RANK'] > '0': m.noise_like = lambda *_: os._exit(9)"
+    first, _ = start_ranks([*command("mae", tmp_path), "--limits", "--timeout-seconds", "20"], before=BRIEF + dies)
+    code, said = first.ended()
+    assert code == 1, said
+    assert re.fullmatch(r"cacophony: rank 1 on \S+ died; continue with --resume", said.strip())
 
 
 def test_shards_without_captions_are_refused_as_a_run_refuses_them(

@@ -13,8 +13,9 @@ from cacophony.engine.distributed import World
 from cacophony.engine.masked_reconstruction import MaskedReconstruction
 from cacophony.engine.objective import Report
 from cacophony.kernels import backend
+from cacophony.kernels.choose_patches import keep_fraction
 from cacophony.kernels.log_mel import log_mel
-from cacophony.kernels.patch_mask import keep_fraction, patch_mask
+from cacophony.kernels.patch_mask import patch_mask
 from cacophony.kernels.specs import SPECS
 from cacophony.kernels.triton_runtime import INTERPRETING
 from cacophony.models.audio_mae import AudioMAE

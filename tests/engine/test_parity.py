@@ -1,6 +1,7 @@
 """Parity: what runs here beside plain PyTorch, and an exit code that tells."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,13 @@ from typing import Any
 import pytest
 import torch
 from cacophony.__main__ import main
+from cacophony.data.noise import noise_batch
+from cacophony.engine import parity
 from cacophony.kernels import backend
 from cacophony.kernels.linear import linear_reference
 from cacophony.kernels.specs import SPECS
+from cacophony.kernels.triton_runtime import INTERPRETING
+from cacophony.models.model_directory import read_model
 from torch import Tensor
 
 Refused = Callable[[list[str]], str]
@@ -34,6 +39,20 @@ def test_the_reference_path_is_within_its_own_budget(request: pytest.FixtureRequ
     # In float32 the step is exact to rounding; in bfloat16 it is not: the truth is neither of them.
     assert rows["gradients of a step", "fp32"]["error"] < 1e-2 * rows["gradients of a step", "bf16"]["error"]
     assert rows["gradients of a step", "fp32"]["error"] > 0.0
+
+
+@pytest.mark.skipif(not INTERPRETING, reason="runs the fused path on a CPU")
+@pytest.mark.parametrize(("stage", "steps"), [("mae", 1), ("contrastive", 4)])
+def test_a_step_on_the_fused_path_is_within_its_budget(
+    request: pytest.FixtureRequest, stage: str, steps: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Stage 1 has no parameter of one number: a single step tells enough."""
+    model = read_model(request.getfixturevalue(f"{stage}_run"))
+    monkeypatch.setattr(parity, "_STEPS", steps)
+    monkeypatch.setattr(parity, "noise_batch", functools.partial(noise_batch, seconds=(0.5, 1.0), tokens=(4, 8)))
+    rows = list(parity.model_rows(model, "fused", torch.device("cpu"), ("fp32",), clips=2))
+    assert [row.what for row in rows] == ["losses of a step", "gradients of a step"]
+    assert all(row.ok and row.path == "fused" for row in rows), rows
 
 
 def use_as_fused(monkeypatch: pytest.MonkeyPatch, implementation: Callable[..., Any]) -> None:

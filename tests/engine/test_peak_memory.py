@@ -9,8 +9,8 @@ from cacophony.data.batch import collate
 from cacophony.engine import peak_memory as module
 from cacophony.engine.config import MaeRunConfig
 from cacophony.engine.distributed import World
-from cacophony.engine.peak_memory import compare_with_plan, mean_clip, peak_memory
-from cacophony.engine.step_memory import ClipSize
+from cacophony.engine.peak_memory import compare_with_plan, expected_bytes, mean_clip, peak_memory
+from cacophony.engine.step_memory import ClipSize, StepProbe
 
 WORLD = World(0, 1, torch.device("cpu"))
 BATCH = collate(
@@ -37,6 +37,17 @@ def test_a_gpu_is_compared_with_the_plan_where_there_is_one(
         replace(mae_config, update=replace(mae_config.update, implementation="per_tensor")),
     ):
         assert "the planner knows only" in compare_with_plan(config, BATCH, WORLD)
+
+
+def test_ranks_that_share_the_update_are_expected_to_hold_their_shares(mae_config: MaeRunConfig) -> None:
+    clip, update = ClipSize(48, 0), replace(mae_config.update, rho=0.05)
+    shared, whole = (
+        expected_bytes(replace(mae_config, update=replace(update, perturbation=perturbation)), clip, 2)
+        for perturbation in ("global", "local")
+    )
+    state = StepProbe(mae_config, clip).state
+    saved = sum(vars(state).values()) - sum(vars(state.shared(2)).values())
+    assert whole - shared == saved > 0
 
 
 def test_the_mean_clip() -> None:

@@ -92,6 +92,19 @@ def test_the_ablation_changes_the_audio_network_only():
     [
         ("mae", "ablation_stage1", "ablation_stage1_fixed_length", {"data.fixed_seconds": (0.0, 15.0)}),
         ("contrastive", "ablation_stage2", "ablation_stage2_fixed_length", {"data.fixed_seconds": (0.0, 10.24)}),
+        ("contrastive", "ablation_stage2", "ablation_stage2_clean", {"data.sources": ((), ("clean",))}),
+        (
+            "contrastive",
+            "ablation_stage2",
+            "ablation_stage2_clean_and_cleaned",
+            {"data.sources": ((), ("clean", "cleaned"))},
+        ),
+        (
+            "contrastive",
+            "ablation_stage2",
+            "ablation_stage2_clean_cleaned_and_synthetic",
+            {"data.sources": ((), ("clean", "cleaned", "synthetic"))},
+        ),
         ("contrastive", "ablation_stage2", "ablation_stage2_no_captioning", {"objective.caption_weight": (1.0, 0.0)}),
         ("contrastive", "ablation_stage2", "ablation_stage2_no_sam", {"update.rho": (0.075, 0.0)}),
         ("contrastive", "ablation_stage2", "ablation_stage2_no_stage1", {"audio_init": ("init", "random")}),

@@ -16,8 +16,8 @@ from cacophony.engine.config import ContrastiveRunConfig, MaeRunConfig, UpdateCo
 from cacophony.engine.distributed import World
 from cacophony.engine.step_cost import gradient_flops
 from cacophony.engine.trainer import make_step
+from cacophony.kernels.choose_patches import keep_at_most, keep_fraction
 from cacophony.kernels.log_mel import log_mel, num_patches
-from cacophony.kernels.patch_mask import keep_at_most, keep_fraction
 from cacophony.models.audio_mae import AudioMAE
 from cacophony.models.audio_text import AudioText
 from cacophony.models.layers import init_weights
@@ -98,11 +98,14 @@ def test_stage_1(
 
 @pytest.mark.parametrize(("rho", "micro_batch_size"), [(0.0, 4), (0.05, 3)])
 @pytest.mark.parametrize(
-    ("blocks", "stash", "implementation"),
+    ("blocks", "stash", "implementation", "caption_weight"),
     [
-        *(("by_hand", stash, "arena") for stash in (0, 1, 3, 10)),
-        ("autograd", 0, "per_tensor"),
-        ("autograd", 10, "per_tensor"),
+        *(("by_hand", stash, "arena", 1.0) for stash in (0, 1, 3, 10)),
+        ("by_hand", 0, "arena", 0.0),
+        ("by_hand", 10, "arena", 0.0),
+        ("autograd", 0, "per_tensor", 1.0),
+        ("autograd", 10, "per_tensor", 1.0),
+        ("autograd", 10, "per_tensor", 0.0),
     ],
 )
 def test_stage_2(
@@ -113,8 +116,11 @@ def test_stage_2(
     blocks: Any,
     stash: Any,
     implementation: Any,
+    caption_weight: float,
 ) -> None:
-    objective = replace(contrastive_config.objective, blocks=blocks, stash=stash, max_patches=24)
+    objective = replace(
+        contrastive_config.objective, blocks=blocks, stash=stash, max_patches=24, caption_weight=caption_weight
+    )
     config = replace(contrastive_config, objective=objective, micro_batch_size=micro_batch_size)
     outcome, found, model, gradients = counted(config, batch, rho, implementation)
     assert isinstance(model, AudioText)
@@ -125,6 +131,8 @@ def test_stage_2(
     pools *= 4 if stash == 0 else 3
     scores = 0
     if blocks == "by_hand":
-        scores = _scores(patches, patches) + 2 * _scores(tokens, tokens) + _scores(tokens, patches)
+        scores = _scores(patches, patches) + _scores(tokens, tokens)
+        if caption_weight:
+            scores += _scores(tokens, tokens) + _scores(tokens, patches)
     expected = outcome.model_flops + outcome.recomputed_flops
     assert expected == found + gradients * (unneeded - pools - scores)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from cacophony.__main__ import main
+from cacophony.data.pack import pack
 from cacophony.data.shards import Shards
+from cacophony.data.synthetic import Corpus
 from cacophony.engine.presets import demo_stage1
 from cacophony.models.config_io import to_dict
 from cacophony.models.model_directory import read_model
@@ -37,6 +39,7 @@ Command = Callable[..., list[str]]
         (["--data", "absent"], ["absent", "cacophony pack"]),
         (["--init", "absent"], ["absent", "model directory"]),
         (["--update.rho"], ["rho"]),
+        (["--data.sources", ".", "sea"], ["no clip is from source sea", "expected some of . (40)"]),
     ],
 )
 def test_a_wrong_flag_of_train_is_named_and_nothing_is_written(
@@ -76,6 +79,26 @@ def test_flags_go_over_the_file_and_the_file_over_the_preset(shards: Path, tmp_p
     preset = to_dict(demo_stage1())
     preset |= {"batch_size": 4, "steps": 2, "update": preset["update"] | {"warmup_steps": 1}}
     assert config == preset
+
+
+def test_sources_are_named_on_the_command_line(command: Command, refused: Refused, corpus: Corpus, tmp_path: Path):
+    """20 of the 40 clips lie in each of two folders."""
+    audio = tmp_path / "audio"
+    for number, file in enumerate(sorted(corpus.train_dir.iterdir())):
+        (audio / ("sea", "land")[number % 2]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, audio / ("sea", "land")[number % 2])
+    pack(audio, tmp_path / "shards", progress=False)
+    words = command("mae", tmp_path / "run", "--data", str(tmp_path / "shards"), "--batch-size", "20")
+    assert main([*words, "--steps", "3", "--data.sources", "sea"]) == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["config"]["data"]["sources"] == ["sea"]
+    assert record["data_fingerprint"] == Shards.open(tmp_path / "shards", ["sea"]).fingerprint
+    again = [*words, "--steps", "4", "--resume"]
+    assert "data.sources = ('sea',) (now ('land',))" in refused([*again, "--data.sources", "land"])
+    line = refused([*again, "--allow-changed", "--data.sources", "land"])
+    assert "is not the data that" in line
+    assert "sources sea" in line
+    assert "batch_size is 21" in refused([*words, "--batch-size", "21", "--data.sources", "sea", "--out", f"{audio}2"])
 
 
 def test_stage_1_does_not_start_from_stage_2(command: Command, refused: Refused, contrastive_run: Path, tmp_path: Path):

@@ -1,7 +1,8 @@
 """What each option of the update computes: clipping, decay, and the cheaper kinds of SAM."""
 
 import math
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -39,22 +40,36 @@ class Bowl(nn.Module):
         return Report({"loss": loss.detach()}, 1, 10, 0)
 
 
+@dataclass(frozen=True)
 class OneOfTwo(World):
-    """A rank whose sums add what the other rank has: ``others`` by the sum's number of elements."""
+    """The first of two ranks: the other has gradient ``other`` and norm ``norm``, and no parameter in its share."""
 
-    others: dict[int, Tensor]
+    other: Tensor = field(default_factory=lambda: torch.zeros(2), compare=False)
+    norm: float = 0.0
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """Add the other rank's part."""
-        return tensor.add_(self.others[tensor.numel()].to(tensor))
+        """Add the other rank's norm."""
+        return tensor.add_(self.norm)
+
+    def begin_sum_(self, tensor: Tensor) -> Any:
+        """Add the other rank's gradient at once."""
+        tensor[: len(self.other)] += self.other
+
+    def begin_sum_shares(self, whole: Tensor, own: Tensor) -> Any:
+        """Add the other rank's gradient at once."""
+        own.copy_(whole[: len(own)])
+        self.begin_sum_(own)
+
+    def finish(self, begun: Iterable[Any]) -> None:
+        """It is there."""
+
+    def gather_shares(self, whole: Tensor, own: Tensor) -> None:
+        """Leave the other rank's share, in which nothing lies, as it is."""
+        whole[: len(own)].copy_(own)
 
 
-def other_rank(gradient: Tensor, elements: int, norm: float = 1.0) -> OneOfTwo:
-    world = OneOfTwo(0, 1, torch.device("cpu"))
-    flat = torch.zeros(elements, dtype=torch.float64)
-    flat[: len(gradient)] = gradient
-    object.__setattr__(world, "others", {elements: flat, 1: torch.tensor(norm)})
-    return world
+def first_of_two(other: Tensor, norm: float) -> OneOfTwo:
+    return OneOfTwo(0, 2, torch.device("cpu"), other=other, norm=norm)
 
 
 def unit(direction: Tensor) -> Tensor:
@@ -99,10 +114,8 @@ def test_who_does_not_decay(no_decay: Any):
 def test_sam_follows_the_gradient_of_all_ranks_or_of_its_own(perturbation: Any):
     bowl = Bowl()
     own, other = bowl.w.detach().clone(), torch.tensor([0.0, 10.0], dtype=torch.float64)
-    elements = Updater(Bowl(), CONFIG, STEPS).arena.gradient.numel()
-    updater = Updater(
-        bowl, replace(CONFIG, perturbation=perturbation), STEPS, world=other_rank(other, elements, norm=10.0)
-    )
+    world = first_of_two(other, norm=10.0 if perturbation == "local" else 0.0)
+    updater = Updater(bowl, replace(CONFIG, perturbation=perturbation), STEPS, world=world)
     _, outcome = updater.update(0, bowl.gradient)
     followed = own + other if perturbation == "global" else own
     torch.testing.assert_close(bowl.places[1] - own, RHO * unit(followed), rtol=1e-6, atol=1e-9)
@@ -114,8 +127,7 @@ def test_sam_follows_the_gradient_of_all_ranks_or_of_its_own(perturbation: Any):
 
 def test_a_share_that_is_not_finite_on_one_rank_skips_the_step_on_all():
     bowl = Bowl()
-    elements = Updater(Bowl(), CONFIG, STEPS).arena.gradient.numel()
-    world = other_rank(torch.zeros(2), elements, norm=math.nan)
+    world = first_of_two(torch.zeros(2), norm=math.nan)
     updater = Updater(bowl, replace(CONFIG, perturbation="local"), STEPS, world=world)
     _, outcome = updater.update(0, bowl.gradient)
     assert outcome.skipped

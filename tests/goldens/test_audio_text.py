@@ -59,7 +59,7 @@ def test_embeddings(device: torch.device, layout: LayoutName) -> None:
     )
 
 
-@run_on("log_mel", "patch_mask", *MODEL_OPS, interpreted=False)
+@run_on("log_mel_patches", "choose_patches", *MODEL_OPS, interpreted=False)
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 def test_waveform_to_embedding(device: torch.device, layout: LayoutName) -> None:
     """Eight clips in one batch, the longest through the authors' subset of its patches.

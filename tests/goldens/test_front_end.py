@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from cacophony.kernels.choose_patches import keep_at_most
 from cacophony.kernels.layout import LayoutName, Packed, unpad
-from cacophony.kernels.log_mel import Spectrogram, log_mel, mel_matrix
-from cacophony.kernels.patch_mask import MaskedPatches, keep_at_most, patch_mask
+from cacophony.kernels.log_mel import Spectrogram, all_patches, log_mel, mel_matrix, num_frames
+from cacophony.kernels.log_mel_patches import log_mel_patches
+from cacophony.kernels.patch_mask import MaskedPatches, patch_mask
 
 from .clips import NAMES, TONAL, batch
 from .support import CPU, golden, run_on
@@ -90,7 +92,7 @@ def test_magnitude(device: torch.device) -> None:
     assert (np.abs(ours - mel) < 5e-5 * mel.max(axis=1, keepdims=True)).all()
 
 
-def all_patches(
+def every_patch(
     spectrogram: Spectrogram, layout: LayoutName = "packed", limit: int | None = None, step: int = 0
 ) -> MaskedPatches:
     """Patches of every clip, or up to ``limit`` of each."""
@@ -105,9 +107,22 @@ def all_patches(
 def test_patches_are_the_unfolded_log_mel_bit_for_bit(device: torch.device, name: str) -> None:
     """Frequency fastest, frames before bands inside a patch; frames that fill no patch are left out."""
     whole = STORED.tensor(f"{name}/logmel", device)
-    masked = all_patches(Spectrogram(whole, torch.tensor([0, len(whole)])))
+    masked = every_patch(Spectrogram(whole, torch.tensor([0, len(whole)])))
     assert np.array_equal(masked.kept.values.cpu().numpy(), STORED[f"{name}/patches"])
     assert len(masked.restore.values) == 0
+
+
+@run_on("log_mel_patches")
+@pytest.mark.parametrize("name", ["silence", "short03", "edge2401"])
+def test_patches_from_the_wave_are_their_float64_definition(device: torch.device, name: str) -> None:
+    wave, offsets = batch([name], device)
+    whole = STORED.tensor(f"{name}/logmel_f64")
+    assert len(whole) == num_frames(len(wave))
+    expected = all_patches(Spectrogram(whole, torch.tensor([0, len(whole)])))
+    rows = torch.arange(len(expected), dtype=torch.int32, device=device)
+    error = (log_mel_patches(wave, offsets, rows, len(rows), gaps=False).double().cpu() - expected).abs()
+    assert error.max() < (2e-2 if name in TONAL else 2e-4)
+    assert error.mean() < (1e-3 if name in TONAL else 2e-5)
 
 
 @run_on("log_mel", "patch_mask")
@@ -115,7 +130,7 @@ def test_patches_are_the_unfolded_log_mel_bit_for_bit(device: torch.device, name
 def test_patch_indices_of_every_clip(device: torch.device, layout: LayoutName) -> None:
     """Two clips are too short for a patch; the longest is seen through a subset in the authors' batch, here whole."""
     spectrogram = log_mel(*batch(NAMES, device))
-    patches = all_patches(spectrogram, layout).kept
+    patches = every_patch(spectrogram, layout).kept
     lengths = spectrogram.patch_counts
     time, freq = patches.positions.time, patches.positions.freq
     if layout == "padded":
@@ -140,10 +155,10 @@ def test_patch_indices_of_every_clip(device: torch.device, layout: LayoutName) -
 def test_too_long_a_clip_is_seen_through_a_sorted_subset(device: torch.device) -> None:
     """Ours and the authors' draws differ; both keep 512 of 528 in order, with their place in the clip."""
     spectrogram = log_mel(*batch(["long10p6"], device))
-    whole = all_patches(spectrogram).kept
+    whole = every_patch(spectrogram).kept
     draws = []
     for step in (0, 1):
-        masked = all_patches(spectrogram, limit=MAX_PATCHES, step=step)
+        masked = every_patch(spectrogram, limit=MAX_PATCHES, step=step)
         numbers = masked.kept.positions.time * 8 + masked.kept.positions.freq
         assert torch.equal(masked.kept.values, whole.values[numbers])
         left_out = masked.restore.positions.time * 8 + masked.restore.positions.freq
@@ -159,9 +174,9 @@ def test_too_long_a_clip_is_seen_through_a_sorted_subset(device: torch.device) -
 @run_on("log_mel", "patch_mask")
 def test_a_clip_without_patches_is_one_masked_slot_of_zeros(device: torch.device) -> None:
     spectrogram = log_mel(*batch(["tiny1600", "edge2400"], device))
-    kept = all_patches(spectrogram, "padded").kept
+    kept = every_patch(spectrogram, "padded").kept
     assert spectrogram.frame_offsets.diff().tolist() == [10, 15]
     assert kept.values.shape == (2, 1, 256)
     assert not bool(kept.layout.valid.any())
     assert not bool(kept.values.any())
-    assert len(all_patches(spectrogram, "packed").kept.values) == 0
+    assert len(every_patch(spectrogram, "packed").kept.values) == 0

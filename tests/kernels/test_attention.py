@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from cacophony.kernels.attention import attention, attention_bwd, attention_fwd
-from cacophony.kernels.backend import use_backend
+from cacophony.kernels.backend import Backend, use_backend
 from cacophony.kernels.dropout import DropoutKey, attention_dropout
 from cacophony.kernels.layout import Layout, Packed, Padded, pack, pad, padded_layout
 from cacophony.kernels.triton_runtime import INTERPRETING
@@ -217,6 +217,30 @@ def test_the_explicit_pair_fused(rate: float) -> None:
     assert saved.provider == "triton"
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(d_qkv, torch.stack(exact, dim=1), rtol=1e-5, atol=1e-5)
+
+
+def sum_of_value_gradients(backend: Backend, dtype: torch.dtype, seed: int) -> Tensor:
+    """Gradient of the values summed over all tokens ``[H, d]``."""
+    layout = Packed.from_lengths([100, 60])
+    generator = torch.Generator().manual_seed(seed)
+    d_out, *inputs = (torch.randn(layout.total, 2, 24, generator=generator) for _ in range(4))
+    query, key, value = (leaf((x + 0.5).to(dtype)) for x in inputs)
+    with use_backend(backend):
+        out = attention(query, key, value, layout, layout)
+    (d_value,) = torch.autograd.grad(out, value, d_out.to(dtype))
+    return d_value.double().sum(0)
+
+
+@needs_interpreter
+def test_what_the_bias_of_values_gets_is_as_accurate_as_plain_pytorch() -> None:
+    """In a sum over tokens an error that all weights of a query share does not average out."""
+    squares = {"reference": 0.0, "fused": 0.0}
+    for seed in range(4):
+        truth = sum_of_value_gradients("reference", torch.float64, seed)
+        for backend in ("reference", "fused"):
+            found = sum_of_value_gradients(backend, torch.float32, seed)
+            squares[backend] += float((found - truth).square().sum())
+    assert squares["fused"] <= 1.25**2 * squares["reference"]
 
 
 @needs_interpreter

@@ -10,8 +10,7 @@ import torch
 from cacophony.errors import InputError
 from cacophony.kernels import backend
 from cacophony.kernels.backend import Backend, use_backend
-from cacophony.kernels.layout import Packed, PatchPositions
-from cacophony.kernels.log_mel import Spectrogram, log_mel, mel_matrix, num_frames, patch_values
+from cacophony.kernels.log_mel import Spectrogram, all_patches, log_mel, mel_matrix, num_frames, place_patches
 from cacophony.kernels.native import native_library
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -263,14 +262,23 @@ def test_wrong_offsets_are_refused(offsets: Tensor) -> None:
         log_mel(torch.zeros(400), offsets)
 
 
-def test_patch_values_are_the_pixels_of_their_clip() -> None:
-    frames = torch.arange(70 * 128.0).reshape(70, 128)
-    spectrogram = Spectrogram(frames, torch.tensor([0, 20, 70]))
-    clip, time, freq = torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 2, 1]), torch.tensor([7, 0, 3, 5])
-    positions = PatchPositions(time, freq, Packed.from_lengths([1, 3]))
-    values = patch_values(spectrogram, clip, positions)
-    for patch in range(4):
-        first = int(spectrogram.frame_offsets[clip[patch]]) + 16 * int(time[patch])
+def test_patches_are_the_pixels_of_their_clip() -> None:
+    """Clip after clip, time and then frequency; frames that fill no column are in no patch."""
+    frames = torch.arange(87 * 128.0).reshape(87, 128)
+    patches = all_patches(Spectrogram(frames, torch.tensor([0, 20, 20, 35, 87])))
+    first_frames = [0, 35, 51, 67]
+    assert patches.shape == (8 * len(first_frames), 256)
+    for number, patch in enumerate(patches):
         for dt in range(16):
             for df in range(16):
-                assert values[patch, 16 * dt + df] == frames[first + dt, 16 * int(freq[patch]) + df]
+                assert patch[16 * dt + df] == frames[first_frames[number // 8] + dt, 16 * (number % 8) + df]
+
+
+def test_patches_go_to_their_rows_and_what_is_nobodys_is_zero() -> None:
+    patches = torch.randn(8, 256, requires_grad=True)
+    placed = place_patches(patches, torch.tensor([3, -1, 0, 5, 2**31 - 1, 6, -(2**31), 1], dtype=torch.int32), 6)
+    assert torch.equal(placed[[3, 0, 5, 1]], patches[[0, 2, 3, 7]])
+    assert not bool(placed[[2, 4]].any())
+    placed.sum().backward()
+    assert patches.grad is not None
+    assert patches.grad.sum(dim=1).tolist() == [256, 0, 256, 256, 0, 0, 0, 256]

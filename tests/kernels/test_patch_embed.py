@@ -7,9 +7,10 @@ import pytest
 import torch
 from cacophony.kernels.accuracy import deviations
 from cacophony.kernels.backend import use_backend
+from cacophony.kernels.choose_patches import keep_fraction
 from cacophony.kernels.layout import LayoutName, Packed, Patches, PatchPositions, pack, pad, padded_layout
 from cacophony.kernels.patch_embed import SPEC, patch_embed, patch_embed_reference
-from cacophony.kernels.patch_mask import keep_fraction, patch_mask
+from cacophony.kernels.patch_mask import patch_mask
 from cacophony.kernels.sincos import sincos_frequencies
 from cacophony.kernels.triton_runtime import HAS_TRITON
 from torch import Tensor

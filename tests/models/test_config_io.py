@@ -38,6 +38,16 @@ def test_a_field_set_in_a_dictionary_is_the_field_of_the_configuration(
     assert set(difference(demo_stage1(), config)) <= touched
 
 
+def test_a_list_of_names_is_a_tuple_in_the_configuration_and_a_list_in_json():
+    config = merge(demo_stage2(), {"data": {"sources": ["clean", "cleaned"]}}, "here")
+    assert config.data.sources == ("clean", "cleaned")
+    assert to_dict(config)["data"]["sources"] == ["clean", "cleaned"]
+    assert from_dict(ContrastiveRunConfig, to_dict(config), "here") == config
+    for wrong, said in (("clean", "data.sources is 'clean', expected a list"), ([3], "is 3, expected str")):
+        with pytest.raises(InputError, match=said):
+            merge(demo_stage2(), {"data": {"sources": wrong}}, "here")
+
+
 def test_absent_fields_keep_their_defaults():
     assert read({}) == MaeRunConfig()
     assert read({"update": {"rho": 0.5}}) == MaeRunConfig(update=UpdateConfig(rho=0.5))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ....errors import InputError
 from ...audio import AUDIO_SUFFIXES, printable
 from ...captions import is_utf8, normal_name
 from ...corpus import is_audio, walk_files
@@ -23,7 +24,7 @@ class Found(NamedTuple):
 
 
 class AudioIndex:
-    """The audio under `folder`, searched once; `database` is a file to write."""
+    """The audio under `folder`, searched once; `database` is a file to write. Raises as `walk_files` does."""
 
     def __init__(self, folder: Path, database: Path) -> None:
         self._folder = os.path.abspath(folder)
@@ -32,9 +33,13 @@ class AudioIndex:
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
             "CREATE TABLE files (name TEXT, readable INTEGER); CREATE TABLE keys (key TEXT, name TEXT);"
         )
-        for name in walk_files(folder):
-            if is_audio(name):
-                self._add(name)
+        try:
+            for name in walk_files(folder):
+                if is_audio(name):
+                    self._add(name)
+        except InputError:
+            self.close()
+            raise
         self._database.executescript("CREATE INDEX by_key ON keys (key, name);")
 
     def _add(self, name: str) -> None:

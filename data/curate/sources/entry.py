@@ -10,8 +10,11 @@ from .audio_index import Found
 MAX_ID = 200
 """Characters of an id."""
 MAX_SHORT = 1_000
-"""Characters of a title, of a licence and of a tag."""
+"""Characters of a title and of a licence."""
+MAX_TAG = 100
+"""Characters of a tag."""
 MAX_TAGS = 200
+"""Tags of a clip."""
 
 NO_ID = "no id"
 BAD_ID = "id with a path separator, .. or what is not printable"
@@ -19,8 +22,9 @@ LONG_ID = f"id over {MAX_ID} characters"
 NO_CAPTION = "no caption"
 NO_DESCRIPTION = "neither title nor description nor tags"
 NOT_A_TEXT = "a text of another type"
-LONG_SHORT = f"title, tag or licence over {MAX_SHORT} characters"
-MANY_TAGS = f"tags over {MAX_TAGS}"
+LONG_SHORT = f"title or licence over {MAX_SHORT} characters"
+LONG_TAG = f"tag over {MAX_TAG} characters"
+MANY_TAGS = f"more than {MAX_TAGS} tags"
 
 
 class Entry(NamedTuple):
@@ -82,7 +86,7 @@ def make_entry(
     # A noisy clip need not have a description, and often has an empty one.
     dropped += [reason for reason in usable.dropped if kind == "clean" or reason != EMPTY_CAPTION]
     titles = _short([title], dropped)
-    kept = _short(_words(tags, dropped), dropped)
+    kept = _short(_words(tags, dropped), dropped, MAX_TAG, LONG_TAG)
     if len(kept) > MAX_TAGS:
         dropped.append(MANY_TAGS)
     if not usable.texts and (kind == "clean" or not (titles or kept)):
@@ -113,15 +117,15 @@ def _words(value: Any, dropped: list[str]) -> list[str]:
     return _list(value, dropped)
 
 
-def _short(values: Iterable[Any], dropped: list[str]) -> list[str]:
+def _short(values: Iterable[Any], dropped: list[str], limit: int = MAX_SHORT, too_long: str = LONG_SHORT) -> list[str]:
     kept = []
     for value in values:
         if value is not None and not isinstance(value, str):
             dropped.append(NOT_A_TEXT)
             continue
         text = (value or "").strip()
-        if len(text) > MAX_SHORT:
-            dropped.append(LONG_SHORT)
+        if len(text) > limit:
+            dropped.append(too_long)
         elif not is_utf8(text):
             dropped.append(BAD_CAPTION)
         elif text:

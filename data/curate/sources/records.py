@@ -100,6 +100,7 @@ def csv_rows(path: Path, encoding: Encoding = "auto", *, spaced: bool = False) -
             except StopIteration:
                 break
             except csv.Error:
+                long.clear()
                 yield Fields(_where(path, start, reader.line_num), [], MALFORMED_ROW)
                 continue
             if long:
@@ -213,8 +214,9 @@ def _open_text(path: Path, encoding: Encoding) -> Iterator[TextIO]:
         raise InputError(f"metadata {path}: {error.strerror}; expected a readable file") from error
     with file:
         head = file.peek(4)
-        wide = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        name = encoding if encoding not in ("auto", "utf-8") else "utf-16" if wide else "utf-8-sig"
+        name = {"auto": "utf-8-sig", "utf-8": "utf-8-sig"}.get(encoding, encoding)
+        if encoding == "auto" and head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            name = "utf-16"
         # What cannot be decoded becomes lone surrogates, which no text may hold: the record is found out and counted.
         yield io.TextIOWrapper(
             file, encoding=name, errors="surrogatepass" if name == "utf-16" else "surrogateescape", newline=""

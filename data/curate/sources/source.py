@@ -25,37 +25,25 @@ _SPLIT = {"audiocaps": "train", "clotho": "development"}
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
-    """A collection on this machine."""
+    """A collection on this machine; `make_source` fills in what is usual."""
 
     layout: Layout
     audio: Path
     """Folder with the audio; of AudioCaps and Clotho, the folder with the csv files and the folders of the splits."""
-    metadata: Path | None = None
+    metadata: Path | None
     """File that lists the clips; none for AudioCaps, Clotho and LAION, which have theirs beside the audio."""
-    name: str = ""
-    """`source` of its clips; the layout's name by default, and of an id list the file's."""
-    kind: Kind = ""  # pyright: ignore[reportAssignmentType] - filled in below
-    """What its texts are; by default clean for AudioCaps, Clotho, LAION, unlabeled for id lists, noisy for others."""
-    split: str = ""
-    """Part of AudioCaps (train) or Clotho (development) that is read."""
-    encoding: Encoding = "auto"
-    """Of the metadata; by default UTF-8, or UTF-16 where a byte order mark says so."""
+    name: str
+    """`source` of its clips."""
+    kind: Kind
+    """What its texts are."""
+    split: str
+    """Part of AudioCaps or Clotho that is read; empty for other layouts."""
+    encoding: Encoding
+    """Of the metadata; `auto` is UTF-8, or UTF-16 where a byte order mark says so."""
 
     def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise InputError(f"source layout is {self.layout!r:.40}; expected {', '.join(LAYOUTS)}")
-        listed = self.layout in ("freesound", "wavcaps", "ids")
-        if listed != (self.metadata is not None):
-            raise InputError(
-                f"source {self.layout} at {self.audio}: "
-                + ("name its metadata file" if listed else "leave out metadata")
-            )
-        stem = self.metadata.stem.lower() if self.metadata and self.layout == "ids" else self.layout
-        object.__setattr__(self, "name", self.name or re.sub(r"[^a-z0-9._-]", "-", stem))
-        object.__setattr__(self, "kind", self.kind or _KIND[self.layout])
-        object.__setattr__(self, "split", self.split or _SPLIT.get(self.layout, ""))
         if not _NAME.fullmatch(self.name):
             raise InputError(f"source name is {self.name!r:.80}; expected up to 64 of a-z, 0-9, '.', '_' and '-'")
         if self.kind not in KINDS:
@@ -64,6 +52,37 @@ class Source:
             raise InputError(f"source {self.name}: encoding is {self.encoding!r:.40}; expected {', '.join(ENCODINGS)}")
         if self.split and (self.layout not in _SPLIT or not _NAME.fullmatch(self.split)):
             raise InputError(f"source {self.name}: split is {self.split!r:.40}; only AudioCaps and Clotho have splits")
+
+
+def make_source(
+    layout: Layout,
+    audio: Path,
+    metadata: Path | None = None,
+    *,
+    name: str = "",
+    kind: Kind | None = None,
+    split: str = "",
+    encoding: Encoding = "auto",
+) -> Source:
+    """A source called as its layout, or an id list as its file, with the layout's kind and its training split.
+
+    Raises `InputError` where a value is none of its field or metadata does not go with the layout.
+    """
+    if layout not in LAYOUTS:
+        raise InputError(f"source layout is {layout!r:.40}; expected {', '.join(LAYOUTS)}")
+    listed = layout in ("freesound", "wavcaps", "ids")
+    if listed != (metadata is not None):
+        raise InputError(f"source {layout} at {audio}: {'name its metadata file' if listed else 'leave out metadata'}")
+    stem = metadata.stem.lower() if metadata and layout == "ids" else layout
+    return Source(
+        layout=layout,
+        audio=audio,
+        metadata=metadata,
+        name=name or re.sub(r"[^a-z0-9._-]", "-", stem),
+        kind=kind or _KIND[layout],
+        split=split or _SPLIT.get(layout, ""),
+        encoding=encoding,
+    )
 
 
 def read_sources(path: Path) -> list[Source]:
@@ -92,6 +111,6 @@ def _source(path: Path, number: int, table: dict[str, Any]) -> Source:
         )
     places = {key: path.parent / table[key] for key in ("audio", "metadata") if key in table}
     try:
-        return Source(**(table | places))
+        return make_source(**(table | places))
     except InputError as error:
         raise InputError(f"{path}, source {number}: {error}") from None

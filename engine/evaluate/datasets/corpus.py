@@ -127,6 +127,14 @@ def files_by_stem(directory: Path) -> Callable[[str], Path | None]:
     return found.get
 
 
+def file_clip(name: str, path: Path) -> Clip:
+    """Return the clip in an audio file; raises AudioError where its header cannot be read."""
+    seconds = probe_seconds(path)
+    status = path.stat()
+    samples = round(seconds * SAMPLE_RATE) if np.isfinite(seconds) else 0
+    return Clip(name, samples, f"{name} {status.st_size} {status.st_mtime_ns}", partial(read_audio, path))
+
+
 def _look_up(
     dataset: str, directory: Path, names: Iterable[str], find: Callable[[str], Path | None]
 ) -> tuple[tuple[Clip, ...], tuple[Missing, ...]]:
@@ -138,17 +146,10 @@ def _look_up(
             missing.append(Missing(name, "no audio file"))
             continue
         try:
-            clips.append(_file_clip(name, path))
+            clips.append(file_clip(name, path))
         except AudioError as error:
             missing.append(Missing(name, error.reason))
     if not clips:
         why = f"{missing[0].reason}: {printable(missing[0].name)}" if missing else "its metadata lists none"
         raise InputError(f"{directory}: none of {len(missing)} clips of {dataset} is usable ({why}); check the audio")
     return tuple(clips), tuple(missing)
-
-
-def _file_clip(name: str, path: Path) -> Clip:
-    seconds = probe_seconds(path)
-    status = path.stat()
-    samples = round(seconds * SAMPLE_RATE) if np.isfinite(seconds) else 0
-    return Clip(name, samples, f"{name} {status.st_size} {status.st_mtime_ns}", partial(read_audio, path))

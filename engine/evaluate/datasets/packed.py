@@ -17,7 +17,7 @@ def read_packed(directory: Path) -> CaptionCorpus:
 
     Raises InputError where ``directory`` holds no shards or a clip has no caption.
     """
-    # Left open: clips are read one by one, as they are embedded.
+    # Open as long as the corpus lives: clips are read one by one, as they are embedded.
     shards = Shards.open(directory)
     if not shards.has_captions:
         raise InputError(f"{directory}: the shards have no captions; pack with --captions captions.csv")

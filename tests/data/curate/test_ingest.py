@@ -17,13 +17,14 @@ from cacophony.data import encode
 from cacophony.data.curate import ingest as ingest_module
 from cacophony.data.curate import parts as parts_module
 from cacophony.data.curate.actors import Actors
-from cacophony.data.curate.commands import with_kinds
 from cacophony.data.curate.ingest import EXCLUSIONS_NAME, Exclusion, ingest, read_exclusions
+from cacophony.data.curate.ingest_command import ingest_command, with_kinds
 from cacophony.data.curate.listing import DUPLICATE
 from cacophony.data.curate.manifest import Manifest, Row, read_manifest
 from cacophony.data.curate.sources import records
 from cacophony.data.curate.sources.entry import BAD_ID, NO_CAPTION, NO_DESCRIPTION
-from cacophony.data.curate.sources.source import Source, read_sources
+from cacophony.data.curate.sources.source import Source, make_source, read_sources
+from cacophony.engine.flags import command
 from cacophony.errors import InputError
 
 from .made_corpus import MadeCorpus, make_corpus
@@ -39,12 +40,12 @@ REASONS = {
 def sources_of(corpus: MadeCorpus) -> list[Source]:
     folder = corpus.folder
     return [
-        Source("audiocaps", folder / "audiocaps"),
-        Source("clotho", folder / "clotho"),
-        Source("freesound", folder / "freesound" / "audio", folder / "freesound" / "meta.jsonl"),
-        Source("laion", folder / "laion"),
-        Source("wavcaps", folder / "wavcaps" / "audio", folder / "wavcaps" / "wavcaps.json"),
-        Source("ids", folder / "acav" / "audio", folder / "acav" / "acav.csv"),
+        make_source("audiocaps", folder / "audiocaps"),
+        make_source("clotho", folder / "clotho"),
+        make_source("freesound", folder / "freesound" / "audio", folder / "freesound" / "meta.jsonl"),
+        make_source("laion", folder / "laion"),
+        make_source("wavcaps", folder / "wavcaps" / "audio", folder / "wavcaps" / "wavcaps.json"),
+        make_source("ids", folder / "acav" / "audio", folder / "acav" / "acav.csv"),
     ]
 
 
@@ -80,7 +81,7 @@ def of_file(
     """What becomes of Freesound metadata with these bytes."""
     path = audio.parent / name
     path.write_bytes(data)
-    manifest = ingest([Source("freesound", audio, path, encoding=encoding)], audio.parent / out, actors=HERE)
+    manifest = ingest([make_source("freesound", audio, path, encoding=encoding)], audio.parent / out, actors=HERE)
     return list(manifest), list(read_exclusions(manifest.folder)), manifest.counts
 
 
@@ -107,7 +108,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     monkeypatch.setattr("cacophony.data.curate.listing.PART_ROWS", 100)
     whole = ingest(sources_of(corpus), tmp_path / "whole", actors=HERE)
     out = tmp_path / "out"
-    steps = [("write_part", 2), ("_write_exclusions", 3), ("atomic_file", 2)]
+    steps = [("write_part", 2), ("_write_exclusions", 3), ("atomic_file", 1)]
     for module, name, calls in [*((ingest_module, *step) for step in steps), (parts_module, "finish", 1)]:
         with monkeypatch.context() as patch:
             patch.setattr(module, name, _dies(getattr(module, name), calls))
@@ -127,9 +128,10 @@ def test_a_kill_from_outside(corpus: MadeCorpus, ingested: Manifest, tmp_path: P
     out, unfinished = tmp_path / "manifest", tmp_path / ".manifest.curating"
     program = (
         "import sys; from pathlib import Path; from cacophony.data.curate import ingest, listing\n"
-        "from cacophony.data.curate.actors import Actors; from cacophony.data.curate.sources.source import Source\n"
+        "from cacophony.data.curate.actors import Actors\n"
+        "from cacophony.data.curate.sources.source import make_source\n"
         "listing.PART_ROWS = 2\n"
-        "ingest.ingest([Source('laion', Path(sys.argv[1]))], Path(sys.argv[2]), actors=Actors(workers=0))"
+        "ingest.ingest([make_source('laion', Path(sys.argv[1]))], Path(sys.argv[2]), actors=Actors(workers=0))"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(corpus.folder / "laion"), str(out)])
     deadline = time.monotonic() + 60
@@ -183,7 +185,7 @@ def test_lines_of_all_kinds(audio: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         line(id=1, title="again"),
         line(id=13),
         line(id=14, tags="rain, heavy rain"),
-        line(id=15, tags="rain roof"),
+        line(id=15, tags=["rain", "roof", "x" * 101] + ["many"] * 300),
         '{"id": 16, "title": "größe"}\n'.encode("latin-1"),
         '{"id": 17, "title": "größe"}'.encode(),
     ]
@@ -195,14 +197,14 @@ def test_lines_of_all_kinds(audio: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "10": ("", ["fine"], [], ""),
         "12": ("", [], ["b"], ""),
         "14": ("", [], ["rain", "heavy rain"], ""),
-        "15": ("", [], ["rain", "roof"], ""),
+        "15": ("", [], ["rain", "roof", *["many"] * 198], ""),
         "17": ("größe", [], [], ""),
     }
     assert [(row.id, row.reason, row.where.removeprefix("meta.jsonl, ")) for row in excluded] == [
         ("", records.NOT_AN_OBJECT, "line 2"),
         ("", records.NOT_AN_OBJECT, "line 3"),
         ("", records.NOT_AN_OBJECT, "line 5"),
-        ("3", "title, tag or licence over 1000 characters", "line 6"),
+        ("3", "title or licence over 1000 characters", "line 6"),
         ("", records.LARGE_RECORD, "line 8"),
         ("../6", BAD_ID, "line 9"),
         ("a/7", BAD_ID, "line 10"),
@@ -219,6 +221,8 @@ def test_lines_of_all_kinds(audio: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "dropped: caption over 10000 characters": 1,
         "dropped: caption that is not Unicode text": 1,
         "dropped: a text of another type": 2,
+        "dropped: tag over 100 characters": 1,
+        "dropped: more than 200 tags": 1,
     }
 
 
@@ -265,7 +269,7 @@ def test_rows_of_a_damaged_csv(audio: Path) -> None:
         (records.OTHER_FIELDS, "line 4"),
         (records.OTHER_FIELDS, "line 5"),
         (records.MALFORMED_ROW, "line 6"),
-        ("title, tag or licence over 1000 characters", "line 8"),
+        ("title or licence over 1000 characters", "line 8"),
         (records.MALFORMED_ROW, "lines 10 to 11"),
     ]
 
@@ -276,7 +280,7 @@ def test_a_json_list_is_read_entry_by_entry(audio: Path, monkeypatch: pytest.Mon
     for number, text in enumerate((json.dumps(entries), json.dumps({"a": [1], "data": [7, *entries]}, indent=3))):
         path = audio.parent / f"{number}.json"
         path.write_text(text)
-        manifest = ingest([Source("freesound", audio, path)], audio.parent / f"out {number}", actors=HERE)
+        manifest = ingest([make_source("freesound", audio, path)], audio.parent / f"out {number}", actors=HERE)
         assert [row["title"] for row in manifest] == [entry["title"] for entry in entries]
         assert manifest.counts.get("excluded: not a JSON object", 0) == number
 
@@ -326,7 +330,7 @@ def test_audioset_lists_and_wavcaps_captions(audio: Path) -> None:
     wavcaps = audio.parent / "wc.json"
     data = [{"id": "5.flac", "caption": "Rain.", "description": "raw"}, {"id": "6", "caption": None}]
     wavcaps.write_text(json.dumps({"data": data}))
-    sources = [Source("ids", audio, listed), Source("wavcaps", audio, wavcaps)]
+    sources = [make_source("ids", audio, listed), make_source("wavcaps", audio, wavcaps)]
     manifest = ingest(with_kinds(sources, ["wavcaps=clean"]), audio.parent / "out", actors=HERE)
 
     assert [(row["source"], row["id"], row["kind"], row["texts"]) for row in manifest] == [
@@ -340,6 +344,26 @@ def test_audioset_lists_and_wavcaps_captions(audio: Path) -> None:
             with_kinds(sources, [wrong])
 
 
+def test_flags_name_the_same_sources(
+    corpus: MadeCorpus, ingested: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, toml = corpus.folder, tmp_path / "sources.toml"
+    toml.write_text(f'[[source]]\nlayout = "audiocaps"\naudio = "{folder}/audiocaps"\nkind = "unlabeled"\n')
+    argv = (
+        f"--sources {toml} --clotho {folder}/clotho --freesound {folder}/freesound/meta.jsonl {folder}/freesound/audio"
+    )
+    argv += f" --laion {folder}/laion --wavcaps {folder}/wavcaps/wavcaps.json {folder}/wavcaps/audio"
+    argv += f" --ids {folder}/acav/acav.csv {folder}/acav/audio --kind audiocaps=clean --out {tmp_path}/out"
+
+    assert command(ingest_command, "ingest")(argv.split()) == 0
+    assert list(read_manifest(tmp_path / "out")) == list(ingested)
+    assert capsys.readouterr().out.startswith(f"{ingested.rows} clips, ")
+    with pytest.raises(InputError, match="no source; name one"):
+        command(ingest_command, "ingest")(["--out", f"{tmp_path}/other"])
+    with pytest.raises(InputError, match="already there and not empty"):
+        command(ingest_command, "ingest")(["--out", f"{tmp_path}", "--laion", f"{folder}/laion"])
+
+
 def test_sources_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "sources.toml"
     path.write_text(
@@ -348,8 +372,8 @@ def test_sources_from_a_file(tmp_path: Path) -> None:
     )
 
     assert read_sources(path) == [
-        Source("ids", Path("/a"), tmp_path / "l" / "acav 1.csv", "acav-1", "unlabeled"),
-        Source("clotho", tmp_path / "c", name="clotho-val", kind="unlabeled", split="validation"),
+        make_source("ids", Path("/a"), tmp_path / "l" / "acav 1.csv", name="acav-1", kind="unlabeled"),
+        make_source("clotho", tmp_path / "c", name="clotho-val", kind="unlabeled", split="validation"),
     ]
 
 

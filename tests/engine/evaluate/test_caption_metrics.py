@@ -2,6 +2,8 @@
 
 import importlib.util
 import math
+import os
+import subprocess
 from collections import Counter
 from random import Random
 
@@ -140,6 +142,59 @@ def test_meteor_is_computed_where_java_is(captions: tuple[list[str], list[list[s
     assert metrics.tokenization == "ptb"
     assert 0.8 < metrics.scores["meteor"] < 1
     assert ("spice" in metrics.scores) == ("spider" in metrics.scores) != ("spice" in metrics.not_computed)
+
+
+@pytest.fixture
+def no_spice_models(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "_SPICE_MODELS", ("lib/absent-1.jar", "lib/absent-1-models.jar"))
+
+
+@needs_package
+@pytest.mark.usefixtures("no_spice_models")
+def test_models_that_spice_lacks_are_named_with_their_place(
+    captions: tuple[list[str], list[list[str]]], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "has_java", lambda: True)
+    monkeypatch.setattr(module, "_meteor", lambda *_: 0.25)
+    metrics = caption_metrics(*captions, "rules")
+    assert metrics.scores["meteor"] == 0.25
+    assert "spider" not in metrics.scores
+    said = metrics.not_computed["spice"]
+    for part in ("absent-1.jar and absent-1-models.jar in ", "pycocoevalcap/spice/lib", "get_stanford_models", ".zip"):
+        assert part in said
+
+
+@needs_package
+def test_spider_is_the_mean_and_spice_may_look_into_javas_packages(
+    captions: tuple[list[str], list[list[str]]], monkeypatch: pytest.MonkeyPatch
+):
+    """SPICE's models are no package: only what is around its Java program is tested."""
+    seen: list[str] = []
+
+    class Spice:
+        def compute_score(self, truths: dict[int, list[str]], hypotheses: dict[int, list[str]]):
+            seen.append(os.environ["JDK_JAVA_OPTIONS"])
+            return 0.5, []
+
+    monkeypatch.setattr(module, "has_java", lambda: True)
+    monkeypatch.setattr(module, "_meteor", lambda *_: 0.25)
+    monkeypatch.setattr(module, "_SPICE_MODELS", ())
+    monkeypatch.setattr("pycocoevalcap.spice.spice.Spice", Spice)
+    monkeypatch.setenv("JDK_JAVA_OPTIONS", "-Xss2m")
+    metrics = caption_metrics(*captions, "rules")
+    assert metrics.not_computed == {}
+    assert metrics.scores["spider"] == (metrics.scores["cider"] + 0.5) / 2
+    assert seen[0].startswith("-Xss2m --add-opens=java.base/java.lang=ALL-UNNAMED ")
+    assert os.environ["JDK_JAVA_OPTIONS"] == "-Xss2m"
+
+
+@needs_package
+@pytest.mark.skipif(not module.has_java(), reason="needs Java")
+def test_java_takes_the_options():
+    with module._java_opened():
+        found = subprocess.run(["java", "-version"], capture_output=True, text=True, check=True)
+    assert "version" in found.stderr
+    assert "Unrecognized" not in found.stderr
 
 
 @needs_package

@@ -10,6 +10,7 @@ import pytest
 from cacophony.__main__ import main
 from cacophony.data.shards import Shards
 from cacophony.engine.checkpoint import checkpoints
+from cacophony.engine.evaluate.datasets.layouts import read_captioned
 from cacophony.engine.evaluate.gap import evaluate_gap
 from cacophony.engine.inference import load
 from cacophony.errors import InputError
@@ -20,26 +21,27 @@ Refused = Callable[[list[str]], str]
 
 
 def test_every_checkpoint_has_its_own_gap(contrastive_run: Path, held_out_shards: Path):
-    found = list(evaluate_gap(contrastive_run, held_out_shards, device="cpu"))
-    assert [gap.step for gap in found] == [4, 6]
+    found = list(evaluate_gap(contrastive_run, read_captioned(held_out_shards), device="cpu"))
+    assert [step for step, _ in found] == [4, 6]
     with Shards.open(held_out_shards) as shards:
         waves = [shards.read(i) for i in range(len(shards))]
         captions = [caption for i in range(len(shards)) for caption in shards.clip(i).captions]
-    for gap, checkpoint in zip(found, checkpoints(contrastive_run), strict=True):
+    for (_, gap), checkpoint in zip(found, checkpoints(contrastive_run), strict=True):
         model = load(contrastive_run, device="cpu")
         load_into(model.model, load_tensors(checkpoint / "model.safetensors"), checkpoint)
         difference = model.embed_audio(waves).mean(axis=0) - model.embed_text(captions).mean(axis=0)
         assert gap.gap == pytest.approx(float(np.sqrt((difference**2).sum())), abs=1e-5)
-    assert found[0].gap != found[1].gap
+    assert found[0][1].gap != found[1][1].gap
 
 
 def test_a_clip_is_drawn_with_its_first_caption(contrastive_run: Path, shards: Path):
-    gap = next(evaluate_gap(contrastive_run, shards, device="cpu"))
-    with Shards.open(shards) as opened:
-        clips = [opened.clip(i) for i in range(len(opened))]
-    counts = [len(clip.captions or clip.synthetic_captions) for clip in clips]
-    assert len(gap.text_embeddings) == sum(counts)
-    np.testing.assert_array_equal(gap.first_caption, np.cumsum([0, *counts[:-1]]))
+    corpus = read_captioned(shards)
+    _, gap = next(evaluate_gap(contrastive_run, corpus, device="cpu"))
+    assert len(gap.text_embeddings) == sum(map(len, corpus.captions))
+    model = load(contrastive_run, device="cpu")
+    first = [texts[0] for texts in corpus.captions]
+    load_into(model.model, load_tensors(checkpoints(contrastive_run)[0] / "model.safetensors"), contrastive_run)
+    np.testing.assert_allclose(gap.paired_text, model.embed_text(first), atol=1e-5)
     assert gap.paired_text.shape == gap.audio_embeddings.shape == (40, 16)
 
 
@@ -80,10 +82,10 @@ def test_what_has_no_gap_is_refused(
     contrastive_run: Path, mae_run: Path, mute_shards: Path, shards: Path, tmp_path: Path
 ):
     with pytest.raises(InputError, match="stage-1 model; expected stage 2"):
-        next(evaluate_gap(mae_run, shards))
+        next(evaluate_gap(mae_run, read_captioned(shards)))
     with pytest.raises(InputError, match="no captions; pack with --captions"):
-        next(evaluate_gap(contrastive_run, mute_shards))
+        read_captioned(mute_shards)
     for file in ("config.json", "model.safetensors"):
         (tmp_path / file).write_bytes((contrastive_run / file).read_bytes())
     with pytest.raises(InputError, match="holds no checkpoints"):
-        next(evaluate_gap(tmp_path, shards))
+        next(evaluate_gap(tmp_path, read_captioned(shards)))

@@ -6,7 +6,9 @@
 #include <cmath>
 #include <complex>
 #include <cstdio>
+#include <cstring>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <type_traits>
@@ -31,7 +33,13 @@ struct Batch {
   std::vector<float> expected;
 
   int64_t clips() const { return int64_t(wave_offsets.size()) - 1; }
-  int64_t frames() const { return frame_offsets.back(); }
+
+  std::vector<int64_t> patch_offsets() const {
+    std::vector<int64_t> offsets{0};
+    for (int64_t clip = 0; clip < clips(); ++clip)
+      offsets.push_back(offsets.back() + (frame_offsets[clip + 1] - frame_offsets[clip]) / kPatchSide * kColumnPatches);
+    return offsets;
+  }
 };
 
 double to_double(float sample) { return sample; }
@@ -98,6 +106,54 @@ bool check(const std::string& name, const Batch<Sample>& batch, const Compute& c
   return error < kBudget;
 }
 
+// Where patches go: `rows` of a batch's patches, of which those in [0, count) are wanted.
+struct Wanted {
+  const char* name;
+  std::vector<int32_t> rows;
+  int64_t count;
+};
+
+std::vector<Wanted> all_wanted(int32_t patches) {
+  std::vector<int32_t> shuffled(patches), columns(patches, -1);
+  std::iota(shuffled.begin(), shuffled.end(), 0);
+  std::shuffle(shuffled.begin(), shuffled.end(), std::mt19937(1));
+  std::vector<int32_t> some = shuffled;  // rows on both sides of what there is
+  for (int32_t& row : some) row -= patches / 2;
+  int32_t row = 0;
+  for (int32_t column = patches / kColumnPatches - 1; column >= 0; column -= 2)  // every other one, from the last on
+    for (int32_t patch = 0; patch < kColumnPatches; ++patch) columns[column * kColumnPatches + patch] = row++;
+  return {{"shuffled", shuffled, patches}, {"some", some, patches / 4}, {"columns", columns, row}};
+}
+
+// Patches are the frames that the same implementation computes, bit for bit, in memory of exactly the size.
+template <class Sample, class Frames, class Patches>
+bool check_patches(const std::string& name, const Batch<Sample>& batch, const Frames& frames, const Patches& patches) {
+  std::vector<float> whole(batch.expected.size());
+  frames(whole.data());
+  const std::vector<int64_t> offsets = batch.patch_offsets();
+  bool good = true;
+  for (const Wanted& wanted : all_wanted(int32_t(offsets.back()))) {
+    std::vector<float> expected(wanted.count * kPatchPixels);
+    for (int64_t clip = 0; clip < batch.clips(); ++clip)
+      for (int64_t patch = offsets[clip]; patch < offsets[clip + 1]; ++patch) {
+        const int32_t row = wanted.rows[patch];
+        if (row < 0 || row >= wanted.count) continue;
+        const int64_t column = (patch - offsets[clip]) / kColumnPatches, first_band = patch % kColumnPatches * 16;
+        for (int64_t pixel = 0; pixel < kPatchPixels; ++pixel) {
+          const int64_t frame = batch.frame_offsets[clip] + column * 16 + pixel / 16;
+          expected[row * kPatchPixels + pixel] = whole[frame * kBands + first_band + pixel % 16];
+        }
+      }
+    const std::unique_ptr<float[]> out(new float[expected.size()]);
+    std::fill_n(out.get(), expected.size(), NAN);
+    patches(offsets, wanted, out.get());
+    const bool same = std::memcmp(out.get(), expected.data(), expected.size() * sizeof(float)) == 0;
+    std::printf("%s, %s: %s\n", name.c_str(), wanted.name, same ? "the same bits" : "OTHER BITS");
+    good &= same;
+  }
+  return good;
+}
+
 template <class Sample>
 bool check_all(const char* type) {
   const Batch<Sample> batch = make_batch<Sample>();
@@ -117,17 +173,36 @@ bool check_all(const char* type) {
         compute({alone.data(), integer, samples}, 0, (samples + 159) / 160, out + batch.frame_offsets[clip] * kBands);
       }
     });
-  for (const int threads : {1, 3})
-    good &= check(std::to_string(threads) + " threads " + type, batch, [&](float* out) {
+  const auto on_threads = [&](int threads) {
+    return [&, threads](float* out) {
       cacophony_log_mel_cpu(batch.wave.data(), integer, batch.wave_offsets.data(), batch.frame_offsets.data(),
                             batch.clips(), threads, out);
-    });
-  for (const unsigned tiles : {3u, 1u})  // of the grid: enough for the longest clip, and so few that a block takes more
-    good &= check(std::string("cuda kernel ") + type, batch, [&](float* out) {
+    };
+  };
+  const auto on_grid = [&](unsigned tiles) {
+    return [&, tiles](float* out) {
       run_grid({unsigned(batch.clips()), tiles}, kThreads, [&] {
         log_mel_kernel(batch.wave.data(), batch.wave_offsets.data(), batch.frame_offsets.data(), out);
       });
-    });
+    };
+  };
+  for (const int threads : {1, 3})
+    good &= check(std::to_string(threads) + " threads " + type, batch, on_threads(threads));
+  good &= check_patches(std::string("threads ") + type, batch, on_threads(1),
+                        [&](const std::vector<int64_t>& offsets, const Wanted& wanted, float* out) {
+                          cacophony_log_mel_patches_cpu(batch.wave.data(), integer, batch.wave_offsets.data(),
+                                                        offsets.data(), batch.clips(), wanted.rows.data(), wanted.count,
+                                                        3, out);
+                        });
+  for (const unsigned tiles : {3u, 1u})  // of the grid: enough for the longest clip, and so few that a block takes more
+    good &= check(std::string("cuda kernel ") + type, batch, on_grid(tiles));
+  good &= check_patches(std::string("cuda kernel ") + type, batch, on_grid(1),
+                        [&](const std::vector<int64_t>& offsets, const Wanted& wanted, float* out) {
+                          run_grid({unsigned(batch.clips()), 1}, kThreads, [&] {
+                            log_mel_patches_kernel(batch.wave.data(), batch.wave_offsets.data(), offsets.data(),
+                                                   wanted.rows.data(), wanted.count, out);
+                          });
+                        });
   return good;
 }
 

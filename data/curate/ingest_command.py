@@ -12,11 +12,12 @@ from ...errors import InputError
 from .actors import ActorFlags, Actors
 from .ingest import EXCLUSIONS_NAME, ingest
 from .manifest import KINDS, Kind, Manifest
-from .sources.source import Source, read_sources
+from .sources.source import Source, make_source, read_sources
 
 Folders = tyro.conf.UseAppendAction[tuple[Path, ...]]
-_HERE = Actors(workers=0)
 ListedFolders = tyro.conf.UseAppendAction[tuple[tuple[Path, Path], ...]]
+
+_HERE = Actors(workers=0)
 
 
 def ingest_command(
@@ -49,12 +50,12 @@ def ingest_command(
         actors: Where files are opened.
     """
     chosen = read_sources(sources) if sources else []
-    chosen += [Source("audiocaps", folder) for folder in audiocaps]
-    chosen += [Source("clotho", folder) for folder in clotho]
-    chosen += [Source("freesound", audio, metadata) for metadata, audio in freesound]
-    chosen += [Source("laion", folder) for folder in laion]
-    chosen += [Source("wavcaps", audio, metadata) for metadata, audio in wavcaps]
-    chosen += [Source("ids", audio, metadata) for metadata, audio in ids]
+    chosen += [make_source("audiocaps", folder) for folder in audiocaps]
+    chosen += [make_source("clotho", folder) for folder in clotho]
+    chosen += [make_source("freesound", audio, metadata) for metadata, audio in freesound]
+    chosen += [make_source("laion", folder) for folder in laion]
+    chosen += [make_source("wavcaps", audio, metadata) for metadata, audio in wavcaps]
+    chosen += [make_source("ids", audio, metadata) for metadata, audio in ids]
     manifest = ingest(with_kinds(chosen, kind), out, actors=actors)
     print("\n".join(summary(manifest)))
     return 0
