@@ -8,8 +8,8 @@ from collections.abc import Callable
 def give_back() -> None:
     """Give the system what the C library keeps of freed memory; takes milliseconds. Without glibc nothing is done.
 
-    Batches and captions have all sizes, and threads come and go with their heaps: what glibc keeps in the gaps, free but
-    resident, grows for hours.
+    Batches and captions have all sizes, and threads come and go with their heaps: what glibc keeps in the gaps, free
+    but resident, grows for hours.
     """
     _trim()(0)
 
