@@ -81,7 +81,8 @@ def soak_command(
         f"descriptors, {verdict.more_descriptors} more than before"
     )
     if json_file is not None:
-        soak_plot(json_file.with_suffix(".png"), measured, warm_up_minutes, said)
+        title = f"demo again and again: {verdict.mib_per_hour:+.1f} MiB an hour, {verdict.more_descriptors:+d} files"
+        soak_plot(json_file.with_suffix(".png"), measured, warm_up_minutes, title)
     print(f"{said}: {'memory and files stay' if not verdict.problems else 'THEY GROW'}")
     if verdict.problems:
         raise RunError("; ".join(verdict.problems))

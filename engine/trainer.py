@@ -25,6 +25,7 @@ from .checkpoint_writer import CheckpointWriter
 from .config import ContrastiveRunConfig, MaeRunConfig, Stage
 from .continuation import choose_checkpoint, restore
 from .distributed import World, join_world
+from .host_memory import give_back
 from .initialisation import initialise, tokenizer_spec, write_report
 from .introduction import introduce
 from .late_flags import LateFlags
@@ -116,6 +117,7 @@ def train(
         check_agreement(world, facts, config.timeout_seconds)
         with watched(world, config.timeout_seconds), backend.use_backend(config.backend):
             finished = _train(task, shards, world, [f"changed: {describe_changes(changed)}"] if changed else [])
+            give_back()
     world.barrier()  # rank 0 may keep the store that the others watch
     world.close()
     return finished
@@ -200,6 +202,7 @@ def _loop(
             "skipped_in_a_row": counters.skipped_in_a_row,
         }
         writer.save(step, updater, state)
+        give_back()
         if log:
             with _going_on(log):
                 log.draw()

@@ -34,7 +34,7 @@ def test_a_long_value_is_not_broken():
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("environment", [{}, {"PYTHONIOENCODING": "ascii"}, {"FORCE_COLOR": "1"}])
+@pytest.mark.parametrize("environment", [{}, {"PYTHONIOENCODING": "ascii", "FORCE_COLOR": "1"}])
 def test_a_terminal_gets_the_same_plain_line(environment: dict[str, str]):
     leader, follower = pty.openpty()
     process = subprocess.run(
