@@ -100,7 +100,7 @@ def attention_bwd_query_kernel(
     value_row,
     value_head,
     statistics,  # float32 [H, 2, Tq]
-    delta,  # float32 [H, Tq]: d out · out, for the other kernel
+    delta,  # float32 [H, Tq]: Σ p dp, which is d out · out, for the other kernel
     d_query,  # [Tq, H, d], rows and heads strided
     d_query_row,
     d_query_head,
@@ -133,21 +133,32 @@ def attention_bwd_query_kernel(
     statistics_row = 2 * head.to(tl.int64) * queries + first_query + i
     largest = tl.load(statistics + statistics_row, i < query_count, other=0.0)
     share = tl.load(statistics + statistics_row + queries, i < query_count, other=0.0)
-    d_total = tl.sum(d_o.to(tl.float32) * o.to(tl.float32), 1)
+    end = tl.minimum(key_count, (block + 1) * BLOCK_Q) if CAUSAL else key_count
+    if query.dtype.element_ty == tl.float32:
+        # Summed over the weights that follow, so that a row of ds adds up to nothing: by d out · out it adds up to that
+        # sum's rounding, which is multiplied by what all keys have in common. In 16 bits the rounding of ds hides it.
+        d_total = tl.zeros((BLOCK_Q,), tl.float32)
+        for start in tl.range(0, end, BLOCK_K):  # type: ignore[misc]
+            j = start + tl.arange(0, BLOCK_K)
+            k = _tile(key, first_key, j, key_count, key_row, head * key_head, d, HEAD_DIM)
+            v = _tile(value, first_key, j, key_count, value_row, head * value_head, d, HEAD_DIM)
+            weights, d_weights = _tile_weights(
+                q, d_o, k, v, i, j, key_count, largest, scale, keep_scale, threshold, site_key, CAUSAL, DROPOUT
+            )
+            d_total += tl.sum(weights * d_weights, 1)
+        d_total *= share
+    else:
+        d_total = tl.sum(d_o.to(tl.float32) * o.to(tl.float32), 1)
     tl.store(delta + row, d_total, i < query_count)
 
     d_q = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
-    end = tl.minimum(key_count, (block + 1) * BLOCK_Q) if CAUSAL else key_count
     for start in tl.range(0, end, BLOCK_K):  # type: ignore[misc]
         j = start + tl.arange(0, BLOCK_K)
         k = _tile(key, first_key, j, key_count, key_row, head * key_head, d, HEAD_DIM)
         v = _tile(value, first_key, j, key_count, value_row, head * value_head, d, HEAD_DIM)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        seen = _seen(i[:, None], j[None, :], key_count, CAUSAL)
-        weights = tl.where(seen, tl.exp2(scores - largest[:, None]), 0.0)  # times share, below
-        d_weights = tl.dot(d_o, tl.trans(v), input_precision="ieee")
-        if DROPOUT:
-            d_weights = tl.where(_kept(i[:, None], j[None, :], site_key, threshold), d_weights * keep_scale, 0.0)
+        weights, d_weights = _tile_weights(
+            q, d_o, k, v, i, j, key_count, largest, scale, keep_scale, threshold, site_key, CAUSAL, DROPOUT
+        )
         d_scores = weights * (d_weights - d_total[:, None])  # type: ignore[arg-type]
         d_q += tl.dot(d_scores.to(k.dtype), k, input_precision="ieee")
 
@@ -230,6 +241,32 @@ def attention_bwd_key_kernel(
     d_k *= scale * 0.6931471805599453
     _store(d_key, first_key, j, key_count, d_key_row, head * d_key_head, d, HEAD_DIM, d_k)
     _store(d_value, first_key, j, key_count, d_value_row, head * d_value_head, d, HEAD_DIM, d_v)
+
+
+@jit
+def _tile_weights(
+    q,
+    d_o,
+    k,
+    v,
+    i,
+    j,
+    key_count,
+    largest,
+    scale,
+    keep_scale,
+    threshold,
+    site_key,
+    CAUSAL: tl.constexpr,
+    DROPOUT: tl.constexpr,
+):
+    """Weights of a tile ``[queries, keys]``, but for each query's share, and their gradients."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    weights = tl.where(_seen(i[:, None], j[None, :], key_count, CAUSAL), tl.exp2(scores - largest[:, None]), 0.0)
+    d_weights = tl.dot(d_o, tl.trans(v), input_precision="ieee")
+    if DROPOUT:
+        d_weights = tl.where(_kept(i[:, None], j[None, :], site_key, threshold), d_weights * keep_scale, 0.0)
+    return weights, d_weights
 
 
 @jit

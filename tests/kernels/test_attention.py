@@ -231,6 +231,31 @@ def sum_of_value_gradients(backend: Backend, dtype: torch.dtype, seed: int) -> T
     return d_value.double().sum(0)
 
 
+def query_gradients(backend: Backend, dtype: torch.dtype, seed: int, dropout_rate: float) -> Tensor:
+    """Gradients of the queries ``[T, H, d]``, of keys that have much in common, as those of a trained model."""
+    layout = Packed.from_lengths([100, 60])
+    generator = torch.Generator().manual_seed(seed)
+    d_out, *inputs, common = (torch.randn(layout.total, 2, 24, generator=generator).double() for _ in range(5))
+    query, key, value = (leaf((x + part).to(dtype)) for x, part in zip(inputs, (0.0, 10 * common[:1], 1.0), strict=True))
+    dropout = DropoutKey(dropout_rate, 1, 2, torch.arange(2)) if dropout_rate else None
+    with use_backend(backend):
+        out = attention(query, key, value, layout, layout, dropout=dropout)
+    return torch.autograd.grad(out, query, d_out.to(dtype))[0].double()
+
+
+@needs_interpreter
+@pytest.mark.parametrize("dropout_rate", [0.0, 0.2])
+def test_what_keys_have_in_common_is_not_in_the_gradient_of_queries(dropout_rate: float) -> None:
+    """All keys moved by the same leave the softmax as it is; what rounding leaves of that is as little as PyTorch's."""
+    squares = {"reference": 0.0, "fused": 0.0}
+    for seed in range(3):
+        truth = query_gradients("reference", torch.float64, seed, dropout_rate)
+        for backend in ("reference", "fused"):
+            found = query_gradients(backend, torch.float32, seed, dropout_rate)
+            squares[backend] += float((found - truth).square().sum())
+    assert squares["fused"] <= 1.5**2 * squares["reference"]
+
+
 @needs_interpreter
 def test_what_the_bias_of_values_gets_is_as_accurate_as_plain_pytorch() -> None:
     """In a sum over tokens an error that all weights of a query share does not average out."""
