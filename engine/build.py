@@ -8,7 +8,7 @@ from torch import nn
 from ..models.audio_mae import AudioMAE
 from ..models.audio_text import AudioText
 from ..models.config import NetworkConfig
-from ..models.model_directory import build_network
+from ..models.network import build_network
 from .config import ContrastiveRunConfig, MaeRunConfig, RunConfig
 from .contrastive_captioning import ContrastiveCaptioning
 from .distributed import World

@@ -17,6 +17,7 @@ from .audio_mae import AudioMAE
 from .audio_text import AudioText
 from .config import MAX_PATCHES, MAX_TEXT_TOKENS, AudioMAEConfig, AudioTextConfig, NetworkConfig
 from .config_io import from_dict, to_dict
+from .network import build_network
 from .tensor_shapes import check_tensors, shapes
 from .weights import load_tensors, save_tensors
 
@@ -111,8 +112,3 @@ def read_model(directory: Path) -> AudioMAE | AudioText:
     check_tensors(shapes(tensors), shapes(model.state_dict()), file)
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return model
-
-
-def build_network(config: NetworkConfig) -> AudioMAE | AudioText:
-    """Build a network of these sizes on the host, its weights uninitialised."""
-    return AudioMAE(config) if isinstance(config, AudioMAEConfig) else AudioText(config)

@@ -13,7 +13,9 @@ from cacophony.__main__ import main
 from cacophony.data.noise import noise_batch
 from cacophony.engine import parity
 from cacophony.kernels import backend
+from cacophony.kernels.accuracy import named_tensors
 from cacophony.kernels.linear import linear_reference
+from cacophony.kernels.spec import Spec
 from cacophony.kernels.specs import SPECS
 from cacophony.kernels.triton_runtime import INTERPRETING
 from cacophony.models.model_directory import read_model
@@ -35,14 +37,20 @@ def test_the_reference_path_is_within_its_own_budget(request: pytest.FixtureRequ
     assert code == 0
     assert all(row["ok"] and row["error"] == row["reference_error"] for row in rows.values())
     steps = {(f"{what} of a step", precision) for what in ("losses", "gradients") for precision in ("fp32", "bf16")}
-    assert rows.keys() >= steps | {(spec.name, "fp32") for spec in SPECS}
+    assert rows.keys() >= steps | {(spec.name, "fp32") for spec in SPECS if takes_numbers(spec)}
     # In float32 the step is exact to rounding; in bfloat16 it is not: the truth is neither of them.
     assert rows["gradients of a step", "fp32"]["error"] < 1e-2 * rows["gradients of a step", "bf16"]["error"]
     assert rows["gradients of a step", "fp32"]["error"] > 0.0
 
 
+def takes_numbers(spec: Spec) -> bool:
+    """Whether an op has an input with rounding errors: patches are chosen by integers."""
+    inputs = (case.inputs(torch.device("cpu"), torch.float32) for case in spec.cases if not case.paper)
+    return any(tensor.is_floating_point() for tree in inputs for _, tensor in named_tensors(tree))
+
+
 @pytest.mark.skipif(not INTERPRETING, reason="runs the fused path on a CPU")
-@pytest.mark.parametrize(("stage", "steps"), [("mae", 1), ("contrastive", 4)])
+@pytest.mark.parametrize(("stage", "steps"), [("mae", 1), ("contrastive", 2)])
 def test_a_step_on_the_fused_path_is_within_its_budget(
     request: pytest.FixtureRequest, stage: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ):

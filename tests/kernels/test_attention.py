@@ -236,7 +236,9 @@ def query_gradients(backend: Backend, dtype: torch.dtype, seed: int, dropout_rat
     layout = Packed.from_lengths([100, 60])
     generator = torch.Generator().manual_seed(seed)
     d_out, *inputs, common = (torch.randn(layout.total, 2, 24, generator=generator).double() for _ in range(5))
-    query, key, value = (leaf((x + part).to(dtype)) for x, part in zip(inputs, (0.0, 10 * common[:1], 1.0), strict=True))
+    query, key, value = (
+        leaf((x + part).to(dtype)) for x, part in zip(inputs, (0.0, 10 * common[:1], 1.0), strict=True)
+    )
     dropout = DropoutKey(dropout_rate, 1, 2, torch.arange(2)) if dropout_rate else None
     with use_backend(backend):
         out = attention(query, key, value, layout, layout, dropout=dropout)

@@ -11,7 +11,8 @@ from cacophony.models.audio_text import AudioText
 from cacophony.models.config import AUDIO_MAE_SIZES, AUDIO_TEXT_SIZES
 from cacophony.models.hub import CacophonyMAEModel, CacophonyModel, CacophonyProcessor
 from cacophony.models.layers import init_weights
-from cacophony.models.model_directory import build_network, read_config, read_model, write_model, write_processor
+from cacophony.models.model_directory import read_config, read_model, write_model, write_processor
+from cacophony.models.network import build_network
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
 
 TEXTS = ["rain on a tin roof", "a dog </s> barks", "é" * 60]

@@ -14,7 +14,6 @@ from cacophony.models.config import (
 )
 from cacophony.models.layers import init_weights
 from cacophony.models.model_directory import (
-    build_network,
     is_model_directory,
     read_config,
     read_max_text_tokens,
@@ -22,6 +21,7 @@ from cacophony.models.model_directory import (
     write_model,
     write_processor,
 )
+from cacophony.models.network import build_network
 
 SIZES = [AUDIO_MAE_SIZES["demo"], AUDIO_TEXT_SIZES["demo"]]
 
