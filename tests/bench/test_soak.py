@@ -1,6 +1,7 @@
 """A soak sees memory and files that are kept from round to round, and calls a process that stays as it is just that."""
 
 import json
+import mmap
 import re
 import subprocess
 import sys
@@ -78,13 +79,16 @@ def leaks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Any]
     kept: list[Any] = []
 
     def leak(*_: Any) -> None:
-        kept.append((np.ones(MIB // 2), (tmp_path / f"{len(kept)}").open("wb")))
+        memory = mmap.mmap(-1, 4 * MIB)  # not from the heap, which may have as much that was freed before
+        memory.write(b"\1" * (4 * MIB))
+        kept.append((memory, (tmp_path / f"{len(kept)}").open("wb")))
         time.sleep(0.05)
 
     monkeypatch.setattr(soak_module, "_prepare", lambda *_: [])
     monkeypatch.setattr(soak_module, "_round", leak)
     yield kept
-    for _, file in kept:
+    for memory, file in kept:
+        memory.close()
         file.close()
 
 

@@ -86,8 +86,6 @@ def csv_records(path: Path, encoding: Encoding = "auto", needed: tuple[str, ...]
 
 def csv_rows(path: Path, encoding: Encoding = "auto", *, spaced: bool = False) -> Iterator[Fields]:
     """All rows that are not empty, the header too; `spaced` where blanks follow the commas."""
-    # The module's bound is one of the process; it is only ever raised, to what a record may have.
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD))
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with _open_text(path, encoding) as text:
         long: list[int] = []
@@ -96,7 +94,8 @@ def csv_rows(path: Path, encoding: Encoding = "auto", *, spaced: bool = False) -
         while True:
             start = reader.line_num + 1
             try:
-                fields = next(reader)
+                with _long_fields():
+                    fields = next(reader)
             except StopIteration:
                 break
             except csv.Error:
@@ -108,6 +107,16 @@ def csv_rows(path: Path, encoding: Encoding = "auto", *, spaced: bool = False) -
                 long.clear()
             elif fields:
                 yield Fields(_where(path, start, reader.line_num), fields)
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Let a field be as long as a record may be: the module's bound is one of the process, and others keep theirs."""
+    others = csv.field_size_limit(MAX_RECORD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(others)
 
 
 def json_lines(path: Path, encoding: Encoding = "auto") -> Iterator[Record]:
