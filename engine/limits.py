@@ -29,8 +29,9 @@ from .initialisation import tokenizer_spec
 from .phases import ASCENT, COLLECTIVE, STEP
 from .rank_agreement import check_agreement, run_facts, withdrawing
 from .rank_watch import watched
+from .run_data import check_batch, loader_config
 from .stopwatch import Stopwatch, synchronise
-from .trainer import check_batch, loader_config, make_step
+from .trainer import make_step
 from .update import Outcome
 
 PART_SECONDS = 12.0

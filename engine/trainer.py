@@ -3,17 +3,14 @@
 import contextlib
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ..data.batch import AudioTextBatch
 from ..data.dali_decoder import choose_decoder
-from ..data.loader import Loader, LoaderConfig
+from ..data.loader import Loader
 from ..data.shards import Shards
-from ..data.tokens import TOKENIZER_FILE, CaptionTokenizer, resolve_tokenizer
 from ..errors import InputError
 from ..kernels import backend
 from ..kernels.spans import listening, span
@@ -22,11 +19,11 @@ from ..models.model_directory import write_config, write_processor
 from .build import AnyUpdater, Config, build_model, build_objective, build_updater, network_config
 from .checkpoint import discard_unfinished
 from .checkpoint_writer import CheckpointWriter
-from .config import ContrastiveRunConfig, MaeRunConfig, Stage
+from .config import ContrastiveRunConfig, Stage
 from .continuation import choose_checkpoint, restore
 from .distributed import World, join_world
 from .host_memory import give_back
-from .initialisation import initialise, tokenizer_spec, write_report
+from .initialisation import initialise, write_report
 from .introduction import introduce
 from .late_flags import LateFlags
 from .objective import Objective, Report
@@ -34,6 +31,7 @@ from .peak_memory import compare_with_plan
 from .phases import PREPARE, STEP
 from .rank_agreement import check_agreement, run_facts, withdrawing
 from .rank_watch import watched
+from .run_data import check_batch, describe_sources, loader_config, run_tokenizer
 from .run_directory import (
     RunRecord,
     check_new,
@@ -126,7 +124,7 @@ def train(
 def _train(task: _Task, shards: Shards, world: World, notes: list[str]) -> Finished:
     config, out, init = task.config, task.out, task.init
     continued = task.continued is not None
-    tokenizer, tokenizer_note = _tokenizer(config, shards, init, out if continued else None)
+    tokenizer, tokenizer_note = run_tokenizer(config, shards, init, out if continued else None)
     with contextlib.ExitStack() as cleanup:
         decoder, loader_note = choose_decoder(config.data.loader, world.device.type, config.data.workers)
         loader = Loader(shards, loader_config(config, world.device), tokenizer, world.rank, world.size, decoder)
@@ -270,34 +268,6 @@ def _going_on(log: RunLog) -> Iterator[None]:
         log.say(f"the log could not be written ({error})")
 
 
-def describe_sources(sources: Sequence[str]) -> str:
-    """Say of which sources the clips are drawn."""
-    return f"sources {', '.join(sources)}" if sources else "all sources"
-
-
-def check_batch(config: Config, world: World) -> None:
-    """Raise InputError where the ranks cannot share the batch."""
-    if config.batch_size % world.size:
-        raise InputError(f"batch_size {config.batch_size} is not divisible by {world.size} ranks; change batch_size")
-
-
-def loader_config(config: Config, device: torch.device) -> LoaderConfig:
-    """Return how a run's clips become batches."""
-    text = config.data if isinstance(config, ContrastiveRunConfig) else None
-    return LoaderConfig(
-        batch_size=config.batch_size,
-        crop_seconds=config.data.crop_seconds if isinstance(config, MaeRunConfig) else None,
-        fixed_seconds=config.data.fixed_seconds or None,
-        max_text_tokens=text.max_text_tokens if text else None,
-        synthetic_probability=text.synthetic_probability if text else 0.0,
-        seed=config.seed,
-        workers=config.data.workers,
-        prefetch_batches=config.data.prefetch_batches,
-        max_bad_share=config.data.max_bad_share,
-        pin_memory=device.type == "cuda",
-    )
-
-
 def make_step(
     updater: AnyUpdater, objective: Objective, batch: AudioTextBatch, step: int, config: Config
 ) -> tuple[Report, Outcome]:
@@ -317,15 +287,3 @@ def make_step(
             lambda: objective.backward(updater.model, inputs),
             ascent if ascending < batch.num_clips else None,
         )
-
-
-def _tokenizer(
-    config: Config, shards: Shards, init: Path | None, continued_run: Path | None
-) -> tuple[CaptionTokenizer | None, str]:
-    if not isinstance(config, ContrastiveRunConfig):
-        return None, ""
-    if not shards.has_captions:
-        raise InputError("the shards have no captions, stage 2 needs them: pack with --captions captions.csv")
-    if continued_run is not None and (continued_run / TOKENIZER_FILE).is_file():
-        return CaptionTokenizer.load(continued_run), "tokenizer: the run's own"
-    return resolve_tokenizer(tokenizer_spec(config, init), shards.captions(), config.model.text.vocab_size)
