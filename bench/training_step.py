@@ -16,10 +16,10 @@ from ..engine.config import (
     MaeRunConfig,
     Precision,
     Stage,
-    UpdateConfig,
 )
 from ..engine.distributed import World
 from ..engine.phases import PREPARE
+from ..engine.update_config import UpdateConfig
 from ..errors import InputError
 from ..kernels.attention_sdpa import attention_sdpa
 from ..kernels.backend import choices, use_backend, use_rival

@@ -4,18 +4,18 @@ Every field can be set in a TOML file (``--config``) or on the command line (``-
 resolved tree is written into the run directory. Presets that fill it are in :mod:`.presets`.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ..data.dali import LoaderName
 from ..data.frontend import FrontEndName
-from ..errors import InputError
 from ..kernels.backend import Backend
 from ..kernels.layout import LayoutName
 from ..kernels.log_mel import SAMPLE_RATE, num_patches
 from ..models.by_hand import Stash
 from ..models.config import AudioMAEConfig, AudioTextConfig
+from .config_checks import require, require_finite
+from .update_config import UpdateConfig
 
 Precision = Literal["fp32", "bf16"]
 
@@ -26,19 +26,9 @@ AudioInit = Literal["init", "random"]
 RANDOM_TEXT = "random"
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise InputError(message)
-
-
 def _check_budget(name: str, tokens: int, longest: int, whose: str) -> None:
     expected = f"expected 0 (sizes follow the data), or at least the {longest} of {whose}"
-    _require(tokens == 0 or tokens >= longest, f"{name} is {tokens}; {expected}")
-
-
-def _require_finite(config: object, prefix: str) -> None:
-    for name, value in vars(config).items():
-        _require(not isinstance(value, float) or math.isfinite(value), f"{prefix}{name} is {value}; expected a number")
+    require(tokens == 0 or tokens >= longest, f"{name} is {tokens}; {expected}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,17 +56,17 @@ class LoadingConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _require(
+        require(
             all(self.sources) and len(set(self.sources)) == len(self.sources),
             f"data.sources is {', '.join(map(repr, self.sources))}; expected names of sources, each once",
         )
-        _require(
+        require(
             self.fixed_seconds == 0.0 or self.fixed_seconds >= 0.2,
             f"data.fixed_seconds is {self.fixed_seconds}; expected at least 0.2, or 0 for clips of their own lengths",
         )
-        _require(self.workers >= 1, f"data.workers is {self.workers}; expected at least 1")
-        _require(self.prefetch_batches >= 1, f"data.prefetch_batches is {self.prefetch_batches}; expected at least 1")
-        _require(0.0 <= self.max_bad_share <= 1.0, f"data.max_bad_share is {self.max_bad_share}; expected 0 to 1")
+        require(self.workers >= 1, f"data.workers is {self.workers}; expected at least 1")
+        require(self.prefetch_batches >= 1, f"data.prefetch_batches is {self.prefetch_batches}; expected at least 1")
+        require(0.0 <= self.max_bad_share <= 1.0, f"data.max_bad_share is {self.max_bad_share}; expected 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +78,9 @@ class MaeDataConfig(LoadingConfig):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _require_finite(self, "data.")
+        require_finite(self, "data.")
         super().__post_init__()
-        _require(self.crop_seconds >= 0.2, f"data.crop_seconds is {self.crop_seconds}; expected at least 0.2")
+        require(self.crop_seconds >= 0.2, f"data.crop_seconds is {self.crop_seconds}; expected at least 0.2")
 
     @property
     def max_patches(self) -> int:
@@ -112,10 +102,10 @@ class ContrastiveDataConfig(LoadingConfig):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _require_finite(self, "data.")
+        require_finite(self, "data.")
         super().__post_init__()
-        _require(self.max_text_tokens >= 3, f"data.max_text_tokens is {self.max_text_tokens}; expected at least 3")
-        _require(
+        require(self.max_text_tokens >= 3, f"data.max_text_tokens is {self.max_text_tokens}; expected at least 3")
+        require(
             0.0 <= self.synthetic_probability <= 1.0,
             f"data.synthetic_probability is {self.synthetic_probability}; expected 0 to 1",
         )
@@ -140,9 +130,9 @@ class MaeObjectiveConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _require_finite(self, "objective.")
-        _require(0.0 < self.mask_ratio < 1.0, f"objective.mask_ratio is {self.mask_ratio}; expected 0 < ratio < 1")
-        _require(
+        require_finite(self, "objective.")
+        require(0.0 < self.mask_ratio < 1.0, f"objective.mask_ratio is {self.mask_ratio}; expected 0 < ratio < 1")
+        require(
             self.blocks != "autograd" or self.stash == 10,
             f"objective.stash is {self.stash}, but autograd keeps everything; set objective.blocks to by_hand, or "
             "objective.stash to 10",
@@ -171,105 +161,14 @@ class ContrastiveObjectiveConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _require_finite(self, "objective.")
-        _require(self.caption_weight >= 0.0, f"objective.caption_weight is {self.caption_weight}; expected at least 0")
-        _require(self.max_patches >= 1, f"objective.max_patches is {self.max_patches}; expected at least 1")
-        _require(
+        require_finite(self, "objective.")
+        require(self.caption_weight >= 0.0, f"objective.caption_weight is {self.caption_weight}; expected at least 0")
+        require(self.max_patches >= 1, f"objective.max_patches is {self.max_patches}; expected at least 1")
+        require(
             self.blocks != "autograd" or self.stash in (0, 10),
             f"objective.stash is {self.stash}, which autograd does not have; set objective.blocks to by_hand, or "
             "objective.stash to 0 or 10",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class UpdateConfig:
-    """AdamW, its schedule, and SAM."""
-
-    learning_rate: float = 2e-4
-    """Peak learning rate, reached at the end of the warm-up."""
-    final_learning_rate: float = 1e-6
-    """Learning rate at the last step, the end of the cosine."""
-    warmup_steps: int = 10_000
-    """Steps over which the learning rate rises linearly from 0."""
-    weight_decay: float = 0.01
-    """Decoupled decay of every parameter."""
-    beta1: float = 0.9
-    """Decay of the gradient's running mean."""
-    beta2: float = 0.999
-    """Decay of the squared gradient's running mean."""
-    eps: float = 1e-8
-    """Added to the root of the second moment."""
-    rho: float = 0.0
-    """Radius of SAM's ascent step, in the norm over all parameters; 0 trains without SAM."""
-    clip_norm: float = 0.0
-    """A gradient whose norm over all parameters is larger is scaled to it (SAM's second one); 0 scales none."""
-    no_decay: Literal["none", "vectors", "vectors_and_tables"] = "none"
-    """Parameters without weight decay: none, those of fewer than two dimensions (biases, norms, the logit scale, pool
-    queries), or these and embedding tables."""
-    perturbation: Literal["global", "local"] = "global"
-    """SAM's ascent follows the gradient of the global batch, or on each rank that rank's share of it (m-SAM), which
-    saves a sum over ranks; but then every rank holds all weights and moments, and updates them all."""
-    ascent: Literal["gradient", "momentum"] = "gradient"
-    """SAM's ascent follows a gradient computed for it, or AdamW's running mean (MSAM), which costs no gradient."""
-    ascent_fraction: float = 1.0
-    """Share of each rank's batch, its first clips, on which SAM's ascent gradient is computed; 1 takes all."""
-    sam_every: int = 1
-    """SAM at every so manieth step, from the first; plain AdamW at those between."""
-    bucket_mib: float = 32.0
-    """MiB of the float32 gradient that ranks sum at once, while the backward pass goes on; 32 are about a block of the
-    paper's networks. A larger parameter is summed by itself."""
-    max_skipped_in_a_row: int = 50
-    """The run stops after this many consecutive steps whose gradient was not finite."""
-    implementation: Literal["arena", "per_tensor"] = "arena"
-    """Flat buffers and fused kernels, never waiting for the device; or plain SAM and torch.optim.AdamW tensor by
-    tensor, their rival, which knows none of clip_norm, no_decay, perturbation, ascent, ascent_fraction, sam_every,
-    bucket_mib."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        _require_finite(self, "update.")
-        _require(self.rho >= 0.0, f"update.rho is {self.rho}; expected at least 0 (0 trains without SAM)")
-        _require(self.learning_rate > 0.0, f"update.learning_rate is {self.learning_rate}; expected more than 0")
-        _require(
-            0.0 <= self.final_learning_rate <= self.learning_rate,
-            f"update.final_learning_rate is {self.final_learning_rate}; expected 0 to update.learning_rate "
-            f"({self.learning_rate})",
-        )
-        _require(self.warmup_steps >= 0, f"update.warmup_steps is {self.warmup_steps}; expected at least 0")
-        _require(self.weight_decay >= 0.0, f"update.weight_decay is {self.weight_decay}; expected at least 0")
-        _require(self.eps > 0.0, f"update.eps is {self.eps}; expected more than 0")
-        _require(self.clip_norm >= 0.0, f"update.clip_norm is {self.clip_norm}; expected at least 0 (0 scales none)")
-        _require(
-            0.0 < self.ascent_fraction <= 1.0,
-            f"update.ascent_fraction is {self.ascent_fraction}; expected more than 0, at most 1",
-        )
-        _require(self.sam_every >= 1, f"update.sam_every is {self.sam_every}; expected at least 1")
-        self._check_fit()
-        _require(self.bucket_mib > 0.0, f"update.bucket_mib is {self.bucket_mib}; expected more than 0")
-        _require(self.max_skipped_in_a_row >= 1, "update.max_skipped_in_a_row must be at least 1")
-        for name in ("beta1", "beta2"):
-            value = getattr(self, name)
-            _require(0.0 <= value < 1.0, f"update.{name} is {value}; expected 0 <= {name} < 1")
-
-    def _check_fit(self) -> None:
-        """Refuse a setting that another one leaves without effect."""
-        of_sam = {"perturbation": "global", "ascent": "gradient", "ascent_fraction": 1.0, "sam_every": 1}
-        of_arena = {"clip_norm": 0.0, "no_decay": "none", "bucket_mib": 32.0, **of_sam}
-        for name, default in of_arena.items():
-            value = getattr(self, name)
-            if value == default:
-                continue
-            _require(
-                self.implementation == "arena",
-                f"update.{name} is {value}, which per_tensor does not have; set update.implementation to arena",
-            )
-            _require(
-                name not in of_sam or self.rho > 0.0, f"update.{name} is {value}, but update.rho is 0; set update.rho"
-            )
-            _require(
-                self.ascent == "gradient" or name not in ("perturbation", "ascent_fraction"),
-                f"update.{name} is {value}, but momentum needs no gradient to ascend; set update.ascent to gradient",
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,17 +211,17 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Check the ranges and what must fit together."""
         for name in ("batch_size", "micro_batch_size", "steps", "log_every_steps", "save_every_steps"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
-        _require_finite(self, "")
-        _require(self.timeout_seconds >= 1.0, f"timeout_seconds is {self.timeout_seconds}; expected at least 1")
-        _require(self.keep_checkpoints >= 1, f"keep_checkpoints is {self.keep_checkpoints}; expected at least 1")
-        _require(
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
+        require_finite(self, "")
+        require(self.timeout_seconds >= 1.0, f"timeout_seconds is {self.timeout_seconds}; expected at least 1")
+        require(self.keep_checkpoints >= 1, f"keep_checkpoints is {self.keep_checkpoints}; expected at least 1")
+        require(
             self.micro_batch_tokens == 0 or self.layout == "packed",
             f"micro_batch_tokens is {self.micro_batch_tokens}, but the layout is padded; set layout to packed, or "
             "micro_batch_tokens to 0",
         )
-        _require(0 <= self.seed < 2**63, f"seed is {self.seed}; expected 0 to 2**63 - 1")
-        _require(
+        require(0 <= self.seed < 2**63, f"seed is {self.seed}; expected 0 to 2**63 - 1")
+        require(
             self.update.warmup_steps < self.steps,
             f"update.warmup_steps ({self.update.warmup_steps}) must be less than steps ({self.steps})",
         )
@@ -367,18 +266,18 @@ class ContrastiveRunConfig(RunConfig):
         """Check that captions fit the position table, and clips with their captions into a micro-batch."""
         super().__post_init__()
         patches, tokens = self.micro_batch_tokens, self.micro_batch_text_tokens
-        _require(
+        require(
             self.model.caption_layers > 0 or self.objective.caption_weight == 0.0,
             f"model.caption_layers is 0, but objective.caption_weight is {self.objective.caption_weight}; set "
             "objective.caption_weight to 0, or model.caption_layers to at least 1",
         )
         _check_budget("micro_batch_tokens", patches, self.objective.max_patches, "objective.max_patches")
         _check_budget("micro_batch_text_tokens", tokens, self.data.max_text_tokens, "data.max_text_tokens")
-        _require(
+        require(
             (patches == 0) == (tokens == 0),
             f"micro_batch_tokens is {patches} and micro_batch_text_tokens {tokens}; set both, or neither",
         )
-        _require(
+        require(
             self.data.max_text_tokens <= self.model.text.max_positions,
             f"data.max_text_tokens ({self.data.max_text_tokens}) must not exceed model.text.max_positions "
             f"({self.model.text.max_positions})",

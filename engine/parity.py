@@ -25,12 +25,12 @@ from .config import (
     MaeObjectiveConfig,
     MaeRunConfig,
     Precision,
-    UpdateConfig,
 )
 from .contrastive_captioning import ContrastiveCaptioning
 from .distributed import World
 from .masked_reconstruction import MaskedReconstruction
 from .objective import Objective
+from .update_config import UpdateConfig
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MODEL_BUDGET = ErrorBudget(factor=2.0, floor_ulps=2.0)

@@ -13,8 +13,8 @@ from .config import (
     MaeDataConfig,
     MaeRunConfig,
     Stage,
-    UpdateConfig,
 )
+from .update_config import UpdateConfig
 
 
 def paper_stage1() -> MaeRunConfig:

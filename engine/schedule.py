@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .config import UpdateConfig
+from .update_config import UpdateConfig
 
 
 def learning_rate(step: int, steps: int, config: UpdateConfig) -> float:

@@ -22,12 +22,12 @@ from ..kernels.sam import gradient_norm, sam_perturb_
 from ..kernels.spans import span
 from ..models.layers import Table
 from .arena import Arena, ParameterGroup
-from .config import UpdateConfig
 from .distributed import World
 from .gradient_sum import GradientSum
 from .objective import Report
 from .phases import ASCENT, UPDATE
 from .schedule import learning_rate, schedule_table
+from .update_config import UpdateConfig
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from ..kernels.spans import span
 from ..models.tensor_shapes import check_tensors, load_into, shapes
-from .config import UpdateConfig
 from .distributed import World
 from .objective import Report
 from .phases import ASCENT, UPDATE
 from .pieces import join_pieces
 from .schedule import learning_rate
 from .update import Counters, Outcome, alone
+from .update_config import UpdateConfig
 
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 

@@ -20,9 +20,9 @@ from cacophony.engine.config import (
     MaeDataConfig,
     MaeRunConfig,
     Stage,
-    UpdateConfig,
 )
 from cacophony.engine.trainer import train
+from cacophony.engine.update_config import UpdateConfig
 from cacophony.models.config import AudioMAEConfig, AudioTextConfig, TextConfig, TransformerConfig
 from cacophony.models.config_io import to_dict
 

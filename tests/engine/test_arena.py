@@ -15,7 +15,6 @@ from cacophony.engine.config import (
     MaeObjectiveConfig,
     MaeRunConfig,
     Precision,
-    UpdateConfig,
 )
 from cacophony.engine.contrastive_captioning import ContrastiveCaptioning
 from cacophony.engine.distributed import World
@@ -23,6 +22,7 @@ from cacophony.engine.masked_reconstruction import MaskedReconstruction
 from cacophony.engine.objective import Objective, Report
 from cacophony.engine.schedule import schedule_table
 from cacophony.engine.update import Updater
+from cacophony.engine.update_config import UpdateConfig
 from cacophony.errors import InputError
 from cacophony.kernels.adamw import adamw_
 from cacophony.kernels.backend import use_backend

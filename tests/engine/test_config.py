@@ -10,8 +10,8 @@ from cacophony.engine.config import (
     MaeDataConfig,
     MaeObjectiveConfig,
     MaeRunConfig,
-    UpdateConfig,
 )
+from cacophony.engine.update_config import UpdateConfig
 from cacophony.errors import InputError
 from cacophony.models.config import AudioTextConfig, TextConfig, TransformerConfig
 

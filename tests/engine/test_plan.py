@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cacophony.__main__ import main
-from cacophony.engine.config import ContrastiveObjectiveConfig, ContrastiveRunConfig, MaeRunConfig, UpdateConfig
+from cacophony.engine.config import ContrastiveObjectiveConfig, ContrastiveRunConfig, MaeRunConfig
 from cacophony.engine.gpus import GIB, gpu_named
 from cacophony.engine.plan import (
     BANDWIDTH_SHARE,
@@ -22,6 +22,7 @@ from cacophony.engine.plan import (
 from cacophony.engine.presets import paper_stage1, paper_stage2
 from cacophony.engine.step_cost import transfers
 from cacophony.engine.step_memory import ClipSize
+from cacophony.engine.update_config import UpdateConfig
 from cacophony.errors import InputError
 from cacophony.models.config import AudioTextConfig, TextConfig, TransformerConfig
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cacophony.engine.config import UpdateConfig
 from cacophony.engine.schedule import learning_rate, schedule_table
+from cacophony.engine.update_config import UpdateConfig
 from hypothesis import given
 from hypothesis import strategies as st
 

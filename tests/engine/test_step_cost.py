@@ -12,10 +12,11 @@ import pytest
 import torch
 from cacophony.data.batch import AudioTextBatch, collate
 from cacophony.engine.build import build_model, build_objective, build_updater
-from cacophony.engine.config import ContrastiveRunConfig, MaeRunConfig, UpdateConfig
+from cacophony.engine.config import ContrastiveRunConfig, MaeRunConfig
 from cacophony.engine.distributed import World
 from cacophony.engine.step_cost import gradient_flops
 from cacophony.engine.trainer import make_step
+from cacophony.engine.update_config import UpdateConfig
 from cacophony.kernels.choose_patches import keep_at_most, keep_fraction
 from cacophony.kernels.log_mel import log_mel, num_patches
 from cacophony.models.audio_mae import AudioMAE

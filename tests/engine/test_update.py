@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from cacophony.engine.build import AnyUpdater
-from cacophony.engine.config import UpdateConfig
 from cacophony.engine.objective import Report
 from cacophony.engine.schedule import learning_rate
 from cacophony.engine.update import Counters, Updater
+from cacophony.engine.update_config import UpdateConfig
 from cacophony.engine.update_per_tensor import PerTensorUpdater, model_gradient_norm
 from cacophony.errors import InputError
 from cacophony.kernels.backend import Backend, use_backend

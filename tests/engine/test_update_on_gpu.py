@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from cacophony.engine.config import UpdateConfig
 from cacophony.engine.objective import Report
 from cacophony.engine.update import Counters, Updater
+from cacophony.engine.update_config import UpdateConfig
 from cacophony.kernels.backend import choose
 from cacophony.models.layers import LayerNorm, Linear, init_weights
 from torch import Tensor, nn

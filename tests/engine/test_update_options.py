@@ -9,12 +9,13 @@ import pytest
 import torch
 from cacophony.data.batch import AudioTextBatch
 from cacophony.data.noise import noise_batch
-from cacophony.engine.config import ContrastiveRunConfig, UpdateConfig
+from cacophony.engine.config import ContrastiveRunConfig
 from cacophony.engine.contrastive_captioning import ContrastiveCaptioning, PairInputs
 from cacophony.engine.distributed import World
 from cacophony.engine.objective import Report
 from cacophony.engine.trainer import make_step
 from cacophony.engine.update import Updater
+from cacophony.engine.update_config import UpdateConfig
 from cacophony.models.audio_text import AudioText
 from cacophony.models.layers import LayerNorm, Linear, Table, init_weights
 from torch import Tensor, nn

@@ -5,9 +5,9 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from cacophony.engine.config import UpdateConfig
 from cacophony.engine.objective import Report
 from cacophony.engine.update import Outcome, Updater
+from cacophony.engine.update_config import UpdateConfig
 from cacophony.engine.update_per_tensor import PerTensorUpdater, model_gradient_norm
 from cacophony.kernels.layout import LayoutName
 

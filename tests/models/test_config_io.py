@@ -2,8 +2,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cacophony.engine.config import ContrastiveRunConfig, MaeRunConfig, UpdateConfig
+from cacophony.engine.config import ContrastiveRunConfig, MaeRunConfig
 from cacophony.engine.presets import demo_stage1, demo_stage2
+from cacophony.engine.update_config import UpdateConfig
 from cacophony.errors import InputError
 from cacophony.models.config_io import difference, from_dict, merge, read_toml, to_dict
 from hypothesis import given
