@@ -1,5 +1,6 @@
 """Captions to token ids and back: byte-level BPE with RoBERTa's special tokens, loaded or trained here."""
 
+import functools
 import os
 import tempfile
 import warnings
@@ -38,11 +39,10 @@ class CaptionTokenizer:
                 f"{origin}: <s>, <pad>, </s> have ids {', '.join(str(i) for i in found.values())}; expected 0, 1, 2: "
                 "take a tokenizer of the RoBERTa family"
             )
-        # Whatever the file asks for, lengths are decided in `encode`, and "</s>" inside a caption is plain text.
+        # Whatever the file asks for, lengths are decided in `encode`.
         backend.no_truncation()
         backend.no_padding()
-        backend.encode_special_tokens = True
-        self._backend = backend
+        self._backend = _shared(backend.to_str())
 
     @property
     def vocab_size(self) -> int:
@@ -168,6 +168,14 @@ def resolve_tokenizer(spec: str, captions: Iterable[str], vocab_size: int) -> tu
         return tokenizer, f"tokenizer: {place} {spec} ({tokenizer.vocab_size} entries), as configured."
     tokenizer = CaptionTokenizer.train(captions, vocab_size)
     return tokenizer, f"tokenizer: trained on the captions ({tokenizer.vocab_size} entries), because {reason}."
+
+
+@functools.lru_cache(maxsize=8)
+def _shared(description: str) -> Tokenizer:
+    """One tokenizer for all that are alike: the library keeps what each has looked up in memory when that is gone."""
+    backend = Tokenizer.from_str(description)
+    backend.encode_special_tokens = True  # "</s>" inside a caption is plain text
+    return backend
 
 
 def _roberta(model: models.BPE) -> Tokenizer:

@@ -1,5 +1,7 @@
 """Tokenizers: trained, saved, loaded and resolved; what the ids promise."""
 
+import ctypes
+import gc
 import time
 from pathlib import Path
 
@@ -156,3 +158,29 @@ def test_the_hub_s_tokenizer_is_taken_from_the_cache(monkeypatch: pytest.MonkeyP
     tokenizer, why = resolve_tokenizer("auto", [], 50_265)
     assert tokenizer.vocab_size == TRAINED.vocab_size
     assert "roberta-base" in why
+
+
+class _Heap(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="asks glibc what is allocated")
+def test_tokenizers_that_are_gone_hold_no_memory(tmp_path: Path) -> None:
+    """A process that starts one run after another loads one tokenizer after another."""
+    texts = [f"a dog {number} barks at the {number * 7} river" for number in range(200)]
+    CaptionTokenizer.train(texts, 500).save(tmp_path)
+    heap = ctypes.CDLL(None).mallinfo2
+    heap.restype = _Heap
+
+    def allocated() -> int:
+        CaptionTokenizer.load(tmp_path).encode(texts, 32)
+        gc.collect()
+        return heap().uordblks + heap().hblkhd
+
+    allocated()
+    before = allocated()
+    after = [allocated() for _ in range(20)]
+    assert after[-1] - before < 20 * 30_000  # bytes; each kept 100 kB
