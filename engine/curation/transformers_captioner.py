@@ -8,6 +8,7 @@
 Weights have to be safetensors, and code that a model brings along is not run.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, cast
@@ -59,8 +60,8 @@ class KeyedSampling(LogitsProcessor):
         return scores.double() / self._temperature - torch.log(-torch.log(uniform))
 
 
-class TransformersCaptioner:
-    """Captions of one model."""
+class TransformersCaptioner(ABC):
+    """Captions of one model; a family says what the model takes and where in its tokens the caption is."""
 
     def __init__(
         self, model: Any, processor: Any, decoding: CaptionDecoding, prompt: str, max_tokens: int, batch_size: int
@@ -99,11 +100,13 @@ class TransformersCaptioner:
     def _on_device(self, value: Tensor) -> Tensor:
         return value.to(self._model.device, self._model.dtype if value.is_floating_point() else None)
 
+    @abstractmethod
     def _inputs(self, waves: Sequence[Wave]) -> Mapping[str, Tensor]:
-        raise NotImplementedError
+        """What `generate` takes, for clips at 16 kHz."""
 
+    @abstractmethod
     def _decode(self, tokens: Tensor, inputs: Mapping[str, Tensor]) -> list[str]:
-        raise NotImplementedError
+        """The captions in what `generate` returned for `inputs`, without the prompt."""
 
     def _at_its_rate(self, waves: Sequence[Wave]) -> tuple[list[Wave], int]:
         rate = int(self._processor.feature_extractor.sampling_rate)
