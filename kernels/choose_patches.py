@@ -128,8 +128,13 @@ def choose_patches_fused(
     seed: int,
     step: int,
     layout: LayoutName = "padded",
-) -> tuple[ChosenPatches, Packed, Packed]:
-    """Compute :func:`choose_patches` by the kernel; the packed layouts of kept and of restore with it."""
+    passenger: Tensor | None = None,
+) -> tuple[ChosenPatches, Packed, Packed, Tensor]:
+    """Compute :func:`choose_patches` by the kernel; the packed layouts of kept and of restore with it.
+
+    ``passenger``, integers ``[B + 1]`` on the host, goes to the device in the same copy: last of the result, int32
+    (zeros without one).
+    """
     device, batch_size = sample_index.device, len(sample_index)
     lengths = torch.stack((patch_counts, keep_counts, patch_counts - keep_counts))
     max_patches, max_kept, max_restore = F.pad(lengths, (0, 1)).amax(dim=1).tolist()  # the zero is for an empty batch
@@ -138,9 +143,11 @@ def choose_patches_fused(
         raise ValueError(f"choose_patches: clip {clip} has {max_patches} patches, expected at most {MAX_PATCHES}")
 
     # One copy to the device; its rows begin at multiples of 16 bytes, as a tensor of its own would.
-    host = torch.zeros((2, -(-(batch_size + 1) // 4) * 4), dtype=torch.int32)
-    host[:, 1 : batch_size + 1] = lengths[1:].cumsum(dim=1)
-    offsets = host.to(device, non_blocking=True)[:, : batch_size + 1].unbind()
+    host = torch.zeros((3, -(-(batch_size + 1) // 4) * 4), dtype=torch.int32)
+    host[:2, 1 : batch_size + 1] = lengths[1:].cumsum(dim=1)
+    if passenger is not None:
+        host[2, : batch_size + 1] = passenger
+    *offsets, arrived = host.to(device, non_blocking=True)[:, : batch_size + 1].unbind()
     kept = Packed(offsets[0], max_kept, int(host[0, batch_size]))
     restore = Packed(offsets[1], max_restore, int(host[1, batch_size]))
     shapes = [
@@ -156,7 +163,7 @@ def choose_patches_fused(
         PatchPositions(restore_time, restore_freq, restore_layout),
         rows,
     )
-    return chosen, kept, restore
+    return chosen, kept, restore, arrived
 
 
 def _choose_patches_cuda(*counts: Tensor, **options: Any) -> ChosenPatches:

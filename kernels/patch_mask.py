@@ -132,10 +132,10 @@ def _patch_mask_cuda(
     check_dtype("patch_mask", "frames", frames, (*FUSED_DTYPES, torch.float64))
     sample_index = sample_index.to(frames.device, non_blocking=True)
     patch_counts = Spectrogram(frames, frame_offsets).patch_counts
-    chosen, kept, restore = choose_patches_fused(
-        sample_index, patch_counts, keep_counts, seed=seed, step=step, layout=layout
+    chosen, kept, restore, frame_starts = choose_patches_fused(
+        sample_index, patch_counts, keep_counts, seed=seed, step=step, layout=layout, passenger=frame_offsets
     )
-    offsets = frame_offsets.int().to(frames.device, non_blocking=True), kept.cu_seqlens, restore.cu_seqlens
+    offsets = frame_starts, kept.cu_seqlens, restore.cu_seqlens
     places = (chosen.kept.time, chosen.kept.freq, chosen.restore.time, chosen.restore.freq)
     kept_values, restore_values = PatchGatherFunction.apply(
         frames.contiguous(), *offsets, *places, kept.max_len, restore.max_len
