@@ -1,6 +1,7 @@
 """The corpus before packing: which audio there is, in files and in tars, and where the captions of each are."""
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,14 +81,21 @@ def walk_files(audio_dir: Path) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise InputError(f"audio folder {error.filename}: {error.strerror}; make it readable or move it away")
 
-    # Linked folders are followed; one that was visited is not entered again, so that a circle of links ends.
-    visited = {os.path.realpath(audio_dir)}
-    for folder, subfolders, files in os.walk(audio_dir, followlinks=True, onerror=refuse):
-        real = {name: os.path.realpath(os.path.join(folder, name)) for name in sorted(subfolders)}
-        subfolders[:] = [name for name, target in real.items() if target not in visited]
-        visited.update(real.values())
-        for name in files:
-            yield Path(folder, name).relative_to(audio_dir).as_posix()
+    # Each folder once, under its own name where it has one here: links to folders are followed when all others are
+    # done. So a circle of links ends, and no clip is listed twice.
+    visited: set[str] = set()
+    starts = deque([os.fspath(audio_dir)])
+    while starts:
+        for folder, subfolders, files in os.walk(starts.popleft(), onerror=refuse):
+            real = os.path.realpath(folder)
+            if real in visited:
+                subfolders.clear()
+                continue
+            visited.add(real)
+            subfolders.sort()
+            starts += filter(os.path.islink, (os.path.join(folder, name) for name in subfolders))
+            for name in files:
+                yield Path(folder, name).relative_to(audio_dir).as_posix()
 
 
 def is_audio(name: str) -> bool:

@@ -84,7 +84,8 @@ def pack(
     per core). What cannot be used is skipped and named in `out/report.csv`; with `strict` the first such defect ends
     the packing. `progress` shows a bar where stderr is a terminal.
 
-    Raises `InputError` when an argument is wrong, `out` is not empty, nothing usable is there, or for a strict defect;
+    Raises `InputError` when an argument is wrong, `out` is not empty or in `audio_dir`, nothing usable is there, or for
+    a strict defect;
     `RunError` when the processes cannot work.
     """
     count = workers if workers is not None else os.cpu_count() or 1
@@ -96,6 +97,11 @@ def pack(
     if not moved:
         refuse_full(target)
     listing = list_corpus(source, layout, Path(captions) if captions is not None else None)
+    if target.is_relative_to(source.resolve()):
+        raise InputError(
+            f"{target}: lies in the folder that is packed, where it would be taken for a part of it when this call is "
+            "continued; give a directory outside"
+        )
     packing = _Packing(source, target, work, listing, strict, count, clips_per_shard, progress)
     if moved:
         return _after_move(packing)

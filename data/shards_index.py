@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,8 @@ def shard_name(number: int) -> str:
 
 
 def refuse_full(target: Path) -> None:
-    """Raise `InputError` unless a packed directory can be moved to `target`."""
+    """Raise `InputError` unless a finished directory can be moved to `target`."""
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"{target}: already there and not empty; give another directory or remove it")
+    if os.path.ismount(target.resolve()):
+        raise InputError(f"{target}: is a mount point, which no directory can replace; give a directory in it")

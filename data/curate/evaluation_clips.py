@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from ...errors import InputError
 from ...extras import require
-from ..audio import AUDIO_SUFFIXES, AudioError, probe_seconds
+from ..audio import AUDIO_SUFFIXES, AudioError, printable, probe_seconds
+from ..captions import is_utf8
+from ..corpus import is_audio, walk_files
 from ..progress import progress_bar
 from .actors import Actors, on_actors
 from .audio_features import AudioFeatures, Passes, audio_features
@@ -39,7 +41,7 @@ class EvaluationClip:
 def list_clips(folders: Sequence[Path]) -> list[EvaluationClip]:
     """The clips of manifests, and all audio files of other folders, each in order.
 
-    Raises `InputError` for a folder that is not there or has no clip.
+    Raises `InputError` for a folder that is not there, cannot be listed or has no clip.
     """
     clips: list[EvaluationClip] = []
     for folder in folders:
@@ -48,9 +50,12 @@ def list_clips(folders: Sequence[Path]) -> list[EvaluationClip]:
             named = (EvaluationClip(f"{row['source']}/{row['id']}", row["path"]) for row in read_manifest(folder))
             clips.extend(named)
         elif folder.is_dir():
-            files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
             clips.extend(
-                EvaluationClip(f"{folder.name}/{path.relative_to(folder)}", os.path.abspath(path)) for path in files
+                EvaluationClip(
+                    f"{folder.name}/{name if is_utf8(name) else printable(name)}",
+                    os.path.join(os.path.abspath(folder), name),
+                )
+                for name in sorted(filter(is_audio, walk_files(folder)))
             )
         else:
             raise InputError(f"{folder}: no such folder; expected one with audio files, or a manifest")

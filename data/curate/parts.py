@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from ...errors import InputError
 from ..progress import progress_bar
 from ..shard_writer import write_atomically
+from ..shards_index import refuse_full
 from .actors import Actors, Starter, on_actors
 from .manifest import MANIFEST_NAME, Manifest, Row, part_name, read_manifest, write_manifest, write_part
 
@@ -111,14 +112,13 @@ def run_parts(
 
 def finished_before(out: Path, plan: Mapping[str, Any]) -> Manifest | None:
     """The result at `out` where it is that of `plan`; None where there is nothing; raises `InputError` for others."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
     if (out / MANIFEST_NAME).is_file():
         manifest = read_manifest(out)
         if {"stage": manifest.stage, "settings": manifest.settings} == json.loads(json.dumps(plan)):
             return manifest
         raise InputError(f"{out}: the result of another call; give another directory or remove it")
-    raise InputError(f"{out}: already there and not empty; give another directory or remove it")
+    refuse_full(out)
+    return None
 
 
 def prepare(out: Path, plan: Mapping[str, Any]) -> Path:

@@ -21,6 +21,7 @@ from ...data.curate.variants import Cleaner, Dtype, default_dtype
 from ...data.draws import mix
 from ...data.progress import progress_bar
 from ...data.shard_writer import sha256_of
+from ...data.shards_index import refuse_full
 from ...errors import InputError, RunError
 from ...json_file import read_json, write_json
 from ..distributed import World
@@ -69,8 +70,7 @@ def finetune(
         if world.is_main:
             shutil.rmtree(work, ignore_errors=True)  # of a run that was killed at its end
         return scores
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: already there and not empty; give another directory or remove it")
+    refuse_full(out)
     if world.is_main:
         prepare(out, plan)
     world.barrier()

@@ -69,6 +69,15 @@ def test_all_extensions_and_folders_are_found(tmp_path: Path) -> None:
     assert not (tmp_path / "deep" / ".out.packing").exists()
 
 
+def test_a_folder_that_links_lead_to_is_packed_once_under_its_own_name(tmp_path: Path) -> None:
+    sound(tmp_path / "audio" / "v1" / "deep" / "a.wav")
+    sound(tmp_path / "elsewhere" / "b.wav")
+    for link, target in {"latest": "audio/v1", "deep": "audio/v1/deep", "x": "elsewhere", "y": "elsewhere"}.items():
+        (tmp_path / "audio" / link).symlink_to(tmp_path / target, target_is_directory=True)
+    pack(tmp_path / "audio", tmp_path / "out", captions=captions(tmp_path, "v1/deep/a.wav,one", "x/b.wav,two"))
+    assert report(tmp_path / "out") == {"v1/deep/a.wav": [("kept", "")], "x/b.wav": [("kept", "")]}
+
+
 def test_captions_find_their_files_in_any_unicode_form(tmp_path: Path) -> None:
     nfc, nfd = unicodedata.normalize("NFC", "é.wav"), unicodedata.normalize("NFD", "ü.wav")
     sound(tmp_path / "audio" / "x" / nfc)
@@ -281,6 +290,21 @@ def test_wrong_arguments_are_refused(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none of 1 files is usable .*too short"):
         pack(tmp_path / "none", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_shards_do_not_go_where_packing_would_find_them_or_cannot_put_them(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(corpus, target_is_directory=True)
+    for out in (corpus / "out", tmp_path / "link" / "deep" / "out"):
+        with pytest.raises(InputError, match="lies in the folder that is packed"):
+            pack(corpus, out)
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == tmp_path / "disk")
+    with pytest.raises(InputError, match="disk: is a mount point"):
+        pack(corpus, tmp_path / "disk")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["audio", "disk", "link"]
+    assert pack(corpus, tmp_path / "disk" / "out").kept == 11
 
 
 def test_nothing_is_printed_without_a_terminal(

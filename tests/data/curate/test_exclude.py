@@ -322,6 +322,18 @@ def test_an_evaluation_without_clips_is_refused(tmp_path: Path) -> None:
         list_clips([tmp_path])
 
 
+def test_linked_folders_belong_to_an_evaluation_and_any_name_does(tmp_path: Path) -> None:
+    for place in ("sets/plain", "elsewhere"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "a.wav").touch()
+    (tmp_path / "sets" / "clotho").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "sets" / os.fsdecode(b"\xff.wav")).touch()
+
+    clips = list_clips([tmp_path / "sets"])
+    assert [clip.name for clip in clips] == ["sets/clotho/a.wav", "sets/plain/a.wav", "sets/\ufffd.wav"]
+    assert all(os.path.isfile(clip.path) for clip in clips)
+
+
 def test_thresholds_are_cosines() -> None:
     for values in ({"similarity": 0.0}, {"cosine": 1.1}, {"similarity": float("nan")}):
         with pytest.raises(InputError, match="expected a number above 0"):
