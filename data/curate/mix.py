@@ -127,10 +127,11 @@ def _write(manifests: Sequence[Manifest], work: Path, recipe: Recipe, progress: 
 
 def _take(row: Row, recipe: Recipe, is_new: Callable[[str, str], bool], counts: Counter[str]) -> Iterator[Row]:
     copies = copies_of(recipe.weight(row), recipe.seed, row["source"], row["id"])
-    if row["excluded"]:
-        counts[f"left out: excluded ({row['excluded'].partition(':')[0]})"] += 1
-    elif not is_new(row["source"], row["id"]):
+    # First of all: what is excluded in one manifest may not come back from a later one.
+    if not is_new(row["source"], row["id"]):
         counts["left out: (source, id) that came before"] += 1
+    elif row["excluded"]:
+        counts[f"left out: excluded ({row['excluded'].partition(':')[0]})"] += 1
     elif not copies:
         counts[f"left out: weight of {row['source']}"] += 1
     else:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cacophony.data.curate import mix as mix_module
-from cacophony.data.curate.manifest import Manifest, Row, part_name, read_manifest, write_manifest, write_part
+from cacophony.data.curate.manifest import Manifest, Row, new_row, part_name, read_manifest, write_manifest, write_part
 from cacophony.data.curate.mix import Recipe, copies_of, mix
 from cacophony.data.pack import pack
 from cacophony.data.pack_report import read_report
@@ -108,7 +108,22 @@ def test_clips_of_two_manifests_are_taken_once(manifest: Manifest, tmp_path: Pat
     one, two = mix([manifest], tmp_path / "one", Recipe()), mix([manifest, manifest], tmp_path / "two", Recipe())
 
     assert list(one) == list(two)
-    assert two.counts["left out: (source, id) that came before"] == one.rows
+    assert two.counts["left out: (source, id) that came before"] == manifest.rows
+
+
+def test_what_one_manifest_excludes_does_not_come_back_from_a_later_one(tmp_path: Path) -> None:
+    manifests = []
+    for name, reason in (("checked", "evaluation clip: same id"), ("not checked", "")):
+        rows = [new_row(f"{number}", "clotho", "clean", f"/{number}.wav", 2.0) for number in range(2)]
+        for row in rows:
+            row["texts"] = ["Rain falls."]
+        rows[1]["excluded"] = reason
+        (tmp_path / name).mkdir()
+        write_part(tmp_path / name / part_name(0), rows)
+        write_manifest(tmp_path / name, "caption", {}, [part_name(0)])
+        manifests.append(read_manifest(tmp_path / name))
+
+    assert [row["id"] for row in mix(manifests, tmp_path / "mixed", Recipe())] == ["0"]
 
 
 def test_a_mix_that_was_killed_ends_the_same(
