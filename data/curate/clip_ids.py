@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from ...errors import InputError
 
@@ -19,7 +19,11 @@ NAMESPACES: Mapping[str, Namespace] = {
     "fsd50k": "freesound",
     "wavcaps": "both",
 }
-"""Of the sources whose names are known, in lower case; all others are `none`."""
+"""Of the sources whose names are known, in lower case."""
+_LAYOUTS: Mapping[str, Namespace] = {
+    "ids": "youtube",
+    **{name: NAMESPACES[name] for name in ("audiocaps", "freesound", "wavcaps")},
+}
 
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
 _FREESOUND_URL = re.compile(r"freesound\.org/(?:.*/)?(?:sounds|s)/(\d{1,9})(?:[/?#]|$)")
@@ -65,9 +69,26 @@ def youtube_id(text: str) -> YouTubeId | None:
     return YouTubeId(found[1], *seconds)
 
 
-def parse_namespaces(pairs: Sequence[str]) -> dict[str, Namespace]:
-    """`NAMESPACES` with those of `pairs` (`source=namespace`) over them; raises `InputError` for another form."""
-    namespaces = dict(NAMESPACES)
+def ingested_sources(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Name and layout of the sources that `ingest` read for a manifest, by its `provenance`."""
+    settings, found = provenance.get("settings"), dict[str, str]()
+    if isinstance(settings, dict):
+        several = settings.get("sources")
+        for made in [settings.get("source"), *(several if isinstance(several, list) else [])]:
+            if isinstance(made, dict):
+                found |= {str(made["name"]): str(made["layout"])} if {"name", "layout"} <= made.keys() else {}
+                found |= ingested_sources(made)
+    return found
+
+
+def parse_namespaces(pairs: Sequence[str], layouts: Mapping[str, str] | None = None) -> dict[str, Namespace]:
+    """Whose ids each source has; all that are not named have `none`.
+
+    Those of `pairs` (`source=namespace`) are over `NAMESPACES`, and these over what `layouts`, by source, tell. Raises
+    `InputError` for another form.
+    """
+    known = {name: _LAYOUTS[layout] for name, layout in (layouts or {}).items() if layout in _LAYOUTS}
+    namespaces = known | dict(NAMESPACES)
     for pair in pairs:
         source, sign, namespace = pair.rpartition("=")
         if not sign or not source or namespace not in get_args(Namespace):

@@ -8,7 +8,7 @@ import tyro
 
 from ...data.curate.actors import ActorFlags, Actors
 from ...data.curate.audio_features import Passes
-from ...data.curate.clip_ids import parse_namespaces
+from ...data.curate.clip_ids import ingested_sources, parse_namespaces
 from ...data.curate.evaluation_clips import EvaluationParts, failures, list_clips, manifest_rows
 from ...data.curate.exclude import Thresholds, exclude
 from ...data.curate.id_lists import EvaluationIds, read_blacklist, read_id_list
@@ -53,7 +53,7 @@ def exclude_command(
         youtube_ids: Lists of YouTube ids: csv of AudioCaps, AudioSet or VGGSound (its test split), or an id a line.
         blacklists: WavCaps' blacklists (json).
         namespaces: Whose ids a source of the manifest has, as source=freesound, youtube, both or none. Known are
-            audiocaps, audioset, acav, vggsound, freesound, fsd50k and wavcaps.
+            audiocaps, audioset, acav, vggsound, freesound, fsd50k and wavcaps; others have those of their layout.
         windows: Match a YouTube id only where the listed part of the video and that of the clip overlap.
         pcm: Compare hashes of the samples.
         fingerprint: Compare fingerprints, which outlive another rate, level or codec.
@@ -65,7 +65,8 @@ def exclude_command(
         actors: Where it works.
     """
     source = read_manifest(manifest)
-    names = parse_namespaces(namespaces)
+    layouts = ingested_sources(source.provenance)
+    names = parse_namespaces(namespaces, layouts)
     ids = EvaluationIds()
     for path in freesound_ids:
         print(f"{path}: {read_id_list(path, 'freesound', ids)} Freesound ids")
@@ -77,6 +78,8 @@ def exclude_command(
         print(f"{ids.unknown} ids of other collections in the blacklists are not matched")
     for name, rows in manifest_rows(evaluation):
         ids.add_rows(name, rows, names)
+    if (ids.freesound or ids.youtube) and (unknown := [name for name in layouts if names.get(name, "none") == "none"]):
+        print(f"ids of {', '.join(unknown)} are compared with no list; --namespaces says whose they are")
     passes = _passes(evaluation, pcm=pcm, fingerprint=fingerprint, model=model, device=device)
     if not passes.any and not ids.freesound and not ids.youtube:
         raise InputError("nothing to compare with; name evaluation sets with --evaluation, or lists of ids")

@@ -1,7 +1,14 @@
 """Ids of Freesound and YouTube: every published form is read, nothing else is."""
 
 import pytest
-from cacophony.data.curate.clip_ids import NAMESPACES, YouTubeId, freesound_id, parse_namespaces, youtube_id
+from cacophony.data.curate.clip_ids import (
+    NAMESPACES,
+    YouTubeId,
+    freesound_id,
+    ingested_sources,
+    parse_namespaces,
+    youtube_id,
+)
 from cacophony.errors import InputError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,6 +71,19 @@ def test_any_text_gives_an_id_in_normal_form_or_none(text: str) -> None:
 
     assert clip is None or youtube_id(clip.video) == YouTubeId(clip.video)
     assert number is None or freesound_id(number) == number
+
+
+def test_a_source_of_another_name_has_the_ids_of_its_layout() -> None:
+    listed = [("unbalanced", "ids"), ("scrape", "freesound"), ("bbc", "wavcaps"), ("speech", "laion"), ("acav", "ids")]
+    sources = [{"name": name, "layout": layout} for name, layout in listed]
+    ingested = {"stage": "ingest", "settings": {"source": {"stage": "list", "settings": {"sources": sources}}}}
+    mixed = {"stage": "mix", "settings": {"sources": [ingested, {"settings": {"source": ingested}}, 3]}}
+
+    assert ingested_sources(mixed) == dict(listed)
+    namespaces = parse_namespaces(["scrape=none"], ingested_sources(mixed))
+    found = [namespaces.get(name, "none") for name, _ in listed]
+    assert found == ["youtube", "none", "both", "none", "youtube"]
+    assert ingested_sources({"settings": [1]}) == {}
 
 
 def test_namespaces_of_the_user_are_over_the_known_ones() -> None:
