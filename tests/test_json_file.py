@@ -7,7 +7,7 @@ from cacophony.errors import InputError
 from cacophony.json_file import read_json, write_json
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff", b"[1]", b"", None])
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[1]", b"", b"[" * 100_000, b'{"a": ' + b"1" * 5_000 + b"}", None])
 def test_a_file_that_is_not_a_json_object_is_named(tmp_path: Path, content: bytes | None):
     path = tmp_path / "state.json"
     if content is not None:

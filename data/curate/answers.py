@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from ...errors import InputError
 
 MAX_LINE_BYTES = 1 << 20
+_BEGIN = b'{"key": "'
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,9 @@ class Answers(Mapping[str, Answer]):
             if not line.endswith(b"\n"):
                 if len(line) == MAX_LINE_BYTES:
                     raise self._wrong(whole, "a line over its longest")
+                # Dropped is what a kill cut short, and never the text of a file that the user named by mistake.
+                if line[: len(_BEGIN)] != _BEGIN[: len(line)]:
+                    raise self._wrong(whole, "no answer that was cut short")
                 break
             key, answer = self._parse(line, whole)
             self._answers[key] = answer

@@ -113,9 +113,9 @@ def label(
     keys = [_key(work, sampled.text) for sampled in sample]
     with Answers(work.answers_path) as answers:
         missing = {key: each.text for key, each in zip(keys, sample, strict=True) if key not in answers}
+        if not go_on(_estimate(work, len(sample), list(missing.values()))):
+            return None
         if missing:
-            if not go_on(_estimate(work, len(sample), list(missing.values()))):
-                return None
             requests = (Request(key, work.prompt.messages(text)) for key, text in missing.items())
             unanswered = asyncio.run(_collect(work, api_key, requests, len(missing), answers, progress))
             if unanswered:

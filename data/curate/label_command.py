@@ -88,14 +88,15 @@ def label_command(
             for message in example_conversation(work):
                 print(f"--- {message['role']}\n{message['content']}")
             return False
-        if yes:
+        if yes or not estimate.requests:
             return True
         if not sys.stdin.isatty():
             raise InputError("nobody is there to agree to the cost; give --yes, or --dry-run to see it only")
         return input("Go on? [y/N] ").strip().lower() in ("y", "yes")
 
     if dry_run:
-        label(work, "", go_on=go_on)
+        if label(work, "", go_on=go_on) is not None:
+            print(f"{out}: is finished; nothing would be asked")
         return 0
     content = label(work, api_key_from(key_variable), go_on=go_on)
     if content is not None:

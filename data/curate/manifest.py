@@ -9,6 +9,7 @@ how many rows there are.
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -187,12 +188,28 @@ def read_part(path: Path, expected: Part | None = None) -> list[Row]:
             raise InputError(f"{path}: over {MAX_PART_BYTES} bytes; write the manifest again")
         if expected is not None and sha256_of(path) != expected.sha256:
             raise InputError(f"{path}: not the bytes that {MANIFEST_NAME} names; write the manifest again")
-        table = pq.ParquetFile(path).read()
+        file = pq.ParquetFile(path)
+        if not file.schema_arrow.equals(schema(), check_metadata=False):
+            raise InputError(f"{path}: its columns are not those of a manifest; write it with cacophony curate ingest")
+        table = file.read()
+        table.validate(full=True)  # Parquet's strings need not be UTF-8
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read as Parquet ({error}); write the manifest again") from error
-    if not table.schema.equals(schema(), check_metadata=False):
-        raise InputError(f"{path}: its columns are not those of a manifest; write it with cacophony curate ingest")
-    return table.to_pylist()
+    rows = table.to_pylist()
+    for number, row in enumerate(rows):
+        if not _is_row(row):
+            raise InputError(f"{path}: row {number} is none of a manifest; write it with cacophony curate ingest")
+    return rows
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a row of the right schema has a known kind, a duration, and no missing text in its lists."""
+    cleaned = row["cleaned"]
+    if None in cleaned or any(variant["flags"] is None for variant in cleaned):
+        return False
+    texts = [*row["tags"], *row["texts"], *row["synthetic_text"]]
+    texts += [text for variant in cleaned for text in (variant["text"], *variant["flags"])]
+    return None not in texts and row["kind"] in KINDS and math.isfinite(row["seconds"])
 
 
 def part_counts(path: Path) -> Counter[str]:

@@ -40,6 +40,8 @@ def _more(data: bytes) -> dict[str, Any]:
         content = json.loads(data)
     except (ValueError, RecursionError):
         return {}
+    if not isinstance(content, dict):
+        return {}
     original = content.get("original_data")
     original = original if isinstance(original, dict) else {}
     return {

@@ -145,7 +145,7 @@ def json_list(path: Path, encoding: Encoding = "auto") -> Iterator[Record]:
     """
     with _open_text(path, encoding) as text:
         window = _Window(text, path)
-        _enter_list(window, path)
+        in_object = _enter_list(window, path)
         number = 0
         while window.next() != "]":
             if number:
@@ -154,17 +154,34 @@ def json_list(path: Path, encoding: Encoding = "auto") -> Iterator[Record]:
             where = f"{path.name}, entry {number}"
             yield Record(where, value) if isinstance(value, dict) else Record(where, {}, NOT_AN_OBJECT)
             number += 1
+        window.take("]")
+        _leave_list(window, in_object=in_object)
 
 
-def _enter_list(window: "_Window", path: Path) -> None:
+def _leave_list(window: "_Window", *, in_object: bool) -> None:
+    """Pass what may follow the list: two lists in a file, say, are none, and the second is not left out in silence."""
+    if in_object:
+        while window.next() == ",":
+            window.take(",")
+            window.value()
+            window.take(":")
+            window.value()
+        window.take("}")
+    window.take("")
+
+
+def _enter_list(window: "_Window", path: Path) -> bool:
+    """Pass what is before the list; whether that is in an object."""
     if window.next() == "[":
-        return window.take("[")
+        window.take("[")
+        return False
     window.take("{")
     while window.next() != "}":
         key = window.value()
         window.take(":")
         if key == "data" and window.next() == "[":
-            return window.take("[")
+            window.take("[")
+            return True
         window.value()
         if window.next() == ",":
             window.take(",")
@@ -190,10 +207,10 @@ class _Window:
                 return rest[blank : blank + 1]
 
     def take(self, character: str) -> None:
-        """Pass `character`."""
+        """Pass `character`; an empty one is the end."""
         if self.next() != character:
-            self._refuse(f"expected {character}")
-        self._at += 1
+            self._refuse(f"expected {character or 'the end'}")
+        self._at += len(character)
 
     def value(self) -> Any:
         """Pass and return a value."""

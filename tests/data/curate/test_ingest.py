@@ -293,6 +293,9 @@ def test_a_json_list_is_read_entry_by_entry(audio: Path, monkeypatch: pytest.Mon
         ('[{"id": 1, "title": "a"}', "expected ,"),
         ('{"data": 3}', "no list called data"),
         ('{"data" [', "expected :"),
+        ('[{"id": 1, "title": "a"}]\n[{"id": 2, "title": "b"}]', "expected the end"),
+        ('{"data": [{"id": 1, "title": "a"}], "n": 1}{"data": []}', "expected the end"),
+        ('{"data": [{"id": 1, "title": "a"}], "n"', "expected :"),
         ("", "expected {"),
     ],
 )
@@ -300,6 +303,13 @@ def test_a_json_that_is_none_is_refused_and_nothing_is_left(audio: Path, text: s
     with pytest.raises(InputError, match=message):
         of_file(audio, "meta.json", text.encode())
     assert sorted(path.name for path in audio.parent.iterdir()) == ["audio", "meta.json"]
+
+
+def test_unlabeled_audio_may_have_any_json_beside_it(audio: Path) -> None:
+    for number, text in enumerate(("[1]", '"rain"', "{", '{"original_data": {"license": "by"}}'), 1):
+        (audio / f"{number}.json").write_text(text)
+    manifest = ingest([make_source("laion", audio, kind="unlabeled")], audio.parent / "out", actors=HERE)
+    assert [(row["id"], row["licence"]) for row in manifest] == [(f"{n}.wav", "by" * (n == 4)) for n in range(1, 5)]
 
 
 def test_no_usable_clip_is_an_error_that_says_why(audio: Path) -> None:

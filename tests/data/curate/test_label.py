@@ -276,6 +276,21 @@ def test_a_dry_run_tells_the_cost_and_the_conversation_and_asks_nothing(
     assert not manifest.folder.with_name("pairs").exists()
 
 
+def test_a_dry_run_writes_nothing_where_all_is_answered(
+    manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve(Loopback()) as endpoint:
+        work = labelling(manifest, endpoint, answers=tmp_path / "answers.jsonl")
+        run(work)
+        flags = ["--base-url", endpoint.url, "--model", "tiny", "--answers", str(tmp_path / "answers.jsonl")]
+        flags += ["--sample", "20", "--dry-run", "--out"]
+        assert main(["curate", "label", str(manifest.folder), *flags, str(tmp_path / "more")]) == 0
+        assert "20 descriptions, 0 requests" in capsys.readouterr().out
+        assert main(["curate", "label", str(manifest.folder), *flags, str(work.out)]) == 0
+        assert "is finished; nothing would be asked" in capsys.readouterr().out
+    assert not (tmp_path / "more").exists()
+
+
 def test_the_key_is_nowhere_on_disk_and_another_call_is_refused(manifest: Manifest) -> None:
     with serve(Loopback(key="sk-secret-1234")) as endpoint:
         work = labelling(manifest, endpoint)
@@ -325,6 +340,15 @@ def test_a_file_of_answers_is_written_by_one_process_and_damage_is_named(tmp_pat
     path.write_bytes(b'{"key": 3}\n' + path.read_bytes())
     with pytest.raises(InputError, match="at byte 0"):
         Answers(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole.removeprefix(b'{"key": 3}\n')[:-5])
+    with Answers(path) as answers:
+        assert len(answers) == 19
+    for other in (b'{"my": "notes"}', b"x", whole.removeprefix(b'{"key": 3}\n') + b"notes"):
+        path.write_bytes(other)
+        with pytest.raises(InputError, match="no answer that was cut short"):
+            Answers(path)
+        assert path.read_bytes() == other
     path.write_bytes(b"x" * (1 << 21))
     with pytest.raises(InputError, match="over its longest"):
         Answers(path)

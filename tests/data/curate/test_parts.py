@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from cacophony.data.curate.manifest import (
     part_name,
     read_manifest,
     read_part,
+    schema,
     write_manifest,
     write_part,
 )
@@ -160,6 +162,29 @@ def test_a_part_of_another_schema_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="columns"):
         read_part(path)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("title", pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())),
+        ("kind", ["loud"]),
+        ("seconds", [float("nan")]),
+        ("texts", [[None]]),
+        ("cleaned", [[None]]),
+        ("cleaned", [[{"text": None, "flags": []}]]),
+        ("cleaned", [[{"text": "rain", "flags": None}]]),
+        ("cleaned", [[{"text": "rain", "flags": [None]}]]),
+    ],
+)
+def test_rows_that_no_stage_writes_are_refused(column: str, values: Any, tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([cast("Any", new_row("1", "clotho", "clean", "/1.wav", 2.0))], schema=schema())
+    at = table.schema.get_field_index(column)
+    field = table.schema.field(at)
+    pq.write_table(table.set_column(at, field, pa.array(values, field.type)), tmp_path / "part.parquet")
+
+    with pytest.raises(InputError, match=r"part\.parquet: (row 0 is none|cannot be read)"):
+        read_part(tmp_path / "part.parquet")
 
 
 def _edit(folder: Path, **changes: object) -> None:
