@@ -87,8 +87,10 @@ def parse_namespaces(pairs: Sequence[str], layouts: Mapping[str, str] | None = N
     Those of `pairs` (`source=namespace`) are over `NAMESPACES`, and these over what `layouts`, by source, tell. Raises
     `InputError` for another form.
     """
-    known = {name: _LAYOUTS[layout] for name, layout in (layouts or {}).items() if layout in _LAYOUTS}
-    namespaces = known | dict(NAMESPACES)
+    namespaces: dict[str, Namespace] = {
+        name: _LAYOUTS[layout] for name, layout in (layouts or {}).items() if layout in _LAYOUTS
+    }
+    namespaces |= NAMESPACES
     for pair in pairs:
         source, sign, namespace = pair.rpartition("=")
         if not sign or not source or namespace not in get_args(Namespace):
