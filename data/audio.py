@@ -18,7 +18,9 @@ import soxr
 
 from ..errors import InputError
 from .flac import decode_native, is_within, native_samples
+from .mpeg import mpeg_samples
 from .ogg import ogg_is_whole
+from .riff import riff_is_whole
 
 SAMPLE_RATE = 16_000
 """Samples per second of everything behind packing."""
@@ -32,6 +34,8 @@ NOT_AUDIO = "not an audio file libsndfile can read"
 TRUNCATED = "truncated or damaged"
 NO_SAMPLES = "no samples"
 NOT_FINITE = "NaN or infinite samples"
+NOT_SCALED = "samples far beyond full scale (of integers, in a file of floats?)"
+UNDECLARED = "holds more audio than its header declares"
 TOO_SHORT = "too short"
 TOO_LONG = "too long"
 ODD_RATE = "sample rate outside 1 to 768 kHz"
@@ -45,6 +49,12 @@ _SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND|riff|Riff size)\s*:\s*(\d+) \(shoul
 _STREAMED_BYTES = 0x7FFF_0000
 # One MPEG frame: encoders disagree by that much on the count of a whole file.
 _MPEG_FRAME = 1_152
+# Frames that hold no audio: the one of the header, and what an encoder adds before and behind.
+_MPEG_PADDING = 8 * _MPEG_FRAME
+# Decoded MP3 reaches 1.5 or so, integers of 8 bits 128.
+_MAX_PEAK = 16.0
+# Of libsndfile's log, which is full then: what is said of the data may be missing.
+_FULL_LOG = 2_047
 
 
 class AudioError(InputError):
@@ -92,8 +102,8 @@ def read_audio(
     The duration in seconds is checked against the header before decoding and against the samples after it. Memory is
     bounded by `max_seconds` of 16 kHz mono, whatever the header claims.
 
-    Raises `AudioError` for a file that is empty, not audio, truncated, without samples, with NaN or infinite samples,
-    too short or too long.
+    Raises `AudioError` for a file that is empty, not audio, truncated, without samples, with NaN, infinite or huge
+    samples, with more audio than libsndfile gives, too short or too long.
     """
     with _open(path) as file:
         rate = file.samplerate
@@ -110,6 +120,8 @@ def read_audio(
         allowance = _MPEG_FRAME if file.format == "MP3" else 0
         if math.isfinite(declared) and frames < file.frames - allowance:
             raise AudioError(path, TRUNCATED)
+        if file.format == "MP3" and mpeg_samples(Path(path), frames + _MPEG_PADDING) > frames + _MPEG_PADDING:
+            raise AudioError(path, UNDECLARED)
     if frames == 0:
         raise AudioError(path, NO_SAMPLES)
     check_seconds(path, frames / rate, min_seconds, max_seconds)
@@ -196,8 +208,11 @@ def _decode(file: sf.SoundFile, path: str | os.PathLike[str], max_seconds: float
             raise AudioError(path, TOO_LONG)
         with np.errstate(over="ignore", invalid="ignore"):
             mono = block.mean(axis=1)
-        if not np.isfinite(mono).all():
+        peak = float(np.abs(mono).max())
+        if not math.isfinite(peak):
             raise AudioError(path, NOT_FINITE)
+        if peak > _MAX_PEAK:
+            raise AudioError(path, NOT_SCALED)
         parts.append(resample.resample_chunk(mono) if resample else mono)
     if resample:
         parts.append(resample.resample_chunk(np.zeros(0, np.float32), last=True))
@@ -208,6 +223,8 @@ def _decode(file: sf.SoundFile, path: str | os.PathLike[str], max_seconds: float
 def _ends_early(file: sf.SoundFile, path: str | os.PathLike[str]) -> bool:
     if file.format == "OGG":
         return not ogg_is_whole(Path(path))
+    if file.format in ("WAV", "WAVEX") and len(file.extra_info) >= _FULL_LOG:
+        return not riff_is_whole(Path(path), _STREAMED_BYTES)
     for declared, found in _SHORT_CHUNK.findall(file.extra_info):
         if int(found) < int(declared) < _STREAMED_BYTES:
             return True

@@ -10,6 +10,7 @@ import soundfile as sf
 from cacophony.data import audio
 from cacophony.data.audio import (
     SAMPLE_RATE,
+    TRUNCATED,
     AudioError,
     check_seconds,
     decode_flac_int16,
@@ -91,6 +92,36 @@ def test_a_truncated_file_is_refused(tmp_path: Path, name: str, kept: float) -> 
     path.write_bytes(data[: int(len(data) * kept)])
     assert reason(path) in (audio.TRUNCATED, audio.NOT_AUDIO)
     assert reason(path).startswith("truncated") or name == "a.opus"
+
+
+def test_a_truncated_wav_is_refused_also_where_its_chunks_fill_libsndfile_s_log(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    wave = np.random.default_rng(0).integers(-9_999, 9_999, 32_000).astype("<i2").tobytes()
+    marks = struct.pack("<2I", 4 + 24 * 200, 200) + b"".join(
+        struct.pack("<2I4s3I", n, n, b"data", 0, 0, n) for n in range(200)
+    )
+    notes = b"".join(b"ICMT" + struct.pack("<I", 60) + b"%060d" % n for n in range(100))
+    form = b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 32_000, 2, 16)
+    chunks = b"WAVE" + form + b"cue " + marks + b"LIST" + struct.pack("<I", 4 + len(notes)) + b"INFO" + notes
+    body = chunks + b"odd " + struct.pack("<I", 3) + b"odd\0" + b"data" + struct.pack("<I", len(wave)) + wave
+    data = b"RIFF" + struct.pack("<I", len(body)) + body
+    path.write_bytes(data)
+    assert len(read_audio(path)) == 32_000
+    path.write_bytes(data[:-2])
+    assert len(sf.read(path)[0]) == 31_999  # libsndfile shortens it in silence
+    with pytest.raises(AudioError, match=TRUNCATED):
+        read_audio(path)
+
+
+def test_integers_in_a_file_of_floats_are_refused(tmp_path: Path) -> None:
+    wave = np.random.default_rng(0).uniform(-1, 1, 20_000)
+    for peak, refused in ((1.5, False), (128, True), (32_768, True)):
+        sf.write(tmp_path / "a.wav", peak * wave, 16_000, subtype="FLOAT")
+        if refused:
+            with pytest.raises(AudioError, match="beyond full scale"):
+                read_audio(tmp_path / "a.wav")
+        else:
+            assert np.abs(read_audio(tmp_path / "a.wav")).max() > 1.4
 
 
 @pytest.mark.parametrize("declared", [0, 0x7FFF_FFFF, 0xFFFF_FFFF])
