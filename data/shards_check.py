@@ -15,9 +15,8 @@ from .progress import progress_bar
 from .shards_files import INDEX_NAME, SIZES_NAME, read_index, stray_files
 from .shards_index import ShardIndex, ShardTotals
 from .tar_check import DIGESTS
-from .workers import Workers
+from .workers import CRASHED, Workers
 
-CRASHED = "the decoder crashes on it"
 _MOST_SHOWN = 20
 _COUNTS = ("clips", "samples", "captions", "synthetic", "captioned")
 

@@ -30,7 +30,11 @@ def main() -> None:
         _send(answers, {}, b"")
         for line in sys.stdin.buffer:
             job = json.loads(line)
-            _send(answers, *_TASKS[job.pop("task")](**job))
+            try:
+                answer = _TASKS[job.pop("task")](**job)
+            except OSError as error:  # a full disk, say: no fault of the clip
+                sys.exit(f"{error}; check the free space")
+            _send(answers, *answer)
 
 
 def _send(answers: BinaryIO, values: dict[str, Any], data: bytes) -> None:

@@ -41,9 +41,9 @@ class Endpoint:
         if url.username or url.password or url.query:
             raise InputError("base-url holds a user, a password or a query; give the key in the environment variable")
         for name, least in (("max_tokens", 1), ("concurrency", 1), ("retries", 0), ("temperature", 0.0)):
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:
                 raise InputError(f"{name.replace('_', '-')} is {getattr(self, name)}; expected {least} or more")
-        if self.timeout_seconds <= 0:
+        if not self.timeout_seconds > 0:
             raise InputError(f"timeout-seconds is {self.timeout_seconds}; expected more than 0")
 
     @property

@@ -158,7 +158,10 @@ def _finished(work: Labelling) -> dict[str, Any] | None:
         return None
     content = read_json(path)
     if content.get("settings") != work.settings:
-        raise InputError(f"{work.out}: the result of another call; give another directory or remove {LABEL_NAME}")
+        raise InputError(
+            f"{work.out}: the result of another call; give another directory, or remove {LABEL_NAME} to have "
+            f"{PAIRS_NAME} written anew"
+        )
     return content
 
 

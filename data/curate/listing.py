@@ -4,10 +4,11 @@ import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
+from ...errors import RunError
 from ..audio import printable
 from ..progress import progress_bar
 from ..shard_writer import sha256_of
@@ -53,13 +54,22 @@ class Seen:
         self._database.close()
 
 
+@contextmanager
+def databases_in(folder: Path) -> Iterator[None]:
+    """Raise `RunError` that names the folder where a database in it cannot be written: a full disk, say."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise RunError(f"{folder}: {error}; check the free space there, then give the same command again") from error
+
+
 def list_sources(sources: Iterable[Source], folder: Path, *, progress: bool) -> Manifest:
     """Write to `folder`, which must not exist, a row for every entry of `sources`.
 
     Of a row that is not `excluded`, only `seconds` is missing. Of one that is, `path` is the file and line that list
     it, and the id is printable. Counts are of texts that were dropped.
 
-    Raises `InputError` when a source's metadata or audio folder cannot be read.
+    Raises `InputError` when a source's metadata or audio folder cannot be read, `RunError` where the disk is full.
     """
     folder.mkdir(parents=True)
     names: list[str] = []
@@ -75,7 +85,11 @@ def list_sources(sources: Iterable[Source], folder: Path, *, progress: bool) -> 
 
     scratch = folder / "scratch"
     scratch.mkdir()
-    with progress_bar(progress, "entries") as bar, closing(Seen(scratch / "seen")) as seen:
+    with (
+        databases_in(scratch),
+        progress_bar(progress, "entries") as bar,
+        closing(Seen(scratch / "seen")) as seen,
+    ):
         task = bar.add_task("listing", total=None)
         for number, source in enumerate(sources):
             with closing(AudioIndex(source.audio / source.split, scratch / str(number))) as index:

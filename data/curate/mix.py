@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from ...errors import InputError
 from ..progress import progress_bar
-from .listing import Seen
+from .listing import Seen, databases_in
 from .manifest import KINDS, PART_ROWS, Manifest, Row, part_name, write_part
 from .parts import finish, finished_before, prepare
 
@@ -104,7 +104,7 @@ def _write(manifests: Sequence[Manifest], work: Path, recipe: Recipe, progress: 
         waiting.clear()
         counts.clear()
 
-    with progress_bar(progress, "clips") as bar, closing(Seen(work / "seen")) as seen:
+    with databases_in(work), progress_bar(progress, "clips") as bar, closing(Seen(work / "seen")) as seen:
         task = bar.add_task(STAGE, total=sum(manifest.rows for manifest in manifests))
         for row in (row for manifest in manifests for row in manifest):
             sources.add(row["source"])

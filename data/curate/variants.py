@@ -43,7 +43,7 @@ class Sampling:
         for name in ("variants", "max_new_tokens", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name.replace('_', '-')} is {getattr(self, name)}; expected 1 or more")
-        if self.temperature <= 0 or not 0 < self.top_p <= 1:
+        if not (self.temperature > 0 and 0 < self.top_p <= 1):
             raise InputError(
                 f"temperature is {self.temperature} and top-p {self.top_p}; expected more than 0, and 0 < top-p <= 1"
             )

@@ -43,7 +43,7 @@ class Finetuning:
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name.replace('_', '-')} is {getattr(self, name)}; expected more than 0")
-        if not 0 < self.held_out < 1 or self.weight_decay < 0 or self.warmup_steps < 0:
+        if not (0 < self.held_out < 1 and self.weight_decay >= 0 and self.warmup_steps >= 0):
             raise InputError(
                 f"held-out is {self.held_out}, weight-decay {self.weight_decay}, warmup-steps {self.warmup_steps}; "
                 "expected 0 < held-out < 1, and 0 or more of the others"

@@ -8,6 +8,7 @@ import tyro
 
 from ...data.curate.manifest import Manifest, read_manifest
 from ...data.curate.mix import Preset, Recipe, mix
+from ...data.curate.residue import FLAGS
 from ...data.shard_writer import write_atomically
 from ...data.tokens import resolve_tokenizer
 from ...errors import InputError
@@ -45,6 +46,9 @@ def mix_command(
         seed: Decides which clips a weight such as 0.5 takes.
         tokenizer: What counts tokens for the card: a directory, a name on the Hugging Face hub, "train", or "auto".
     """
+    unknown = sorted(set(allow_flag) - set(FLAGS))
+    if unknown:
+        raise InputError(f"flag {unknown[0]!r:.40} is none; expected some of {', '.join(FLAGS)}")
     recipe = Recipe(preset=preset, weights=weights(weight), allowed_flags=allow_flag, seed=seed)
     mixed = mix([read_manifest(folder) for folder in manifests], out, recipe)
     stats = write_card(mixed, tokenizer)

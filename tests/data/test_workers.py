@@ -99,3 +99,16 @@ def test_the_real_worker_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert answer is not None
     assert answer.values["reason"] == "not an audio file libsndfile can read"
     assert json.dumps(answer.values)
+
+
+def test_a_disk_that_cannot_be_written_ends_the_work_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(workers_module, "_MODULE", "cacophony.data.worker")
+    (tmp_path / "a.tar").write_bytes(bytes(2_000))
+    member = {"name": "a.wav", "audio": [str(tmp_path / "a.tar"), 0, 1_000], "sidecar": None}
+    with Workers(1) as workers, pytest.raises(RunError, match="exit code 1"):
+        list(workers.in_order("encode", [member | {"scratch": str(tmp_path / "gone")}]))
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "No such file or directory" in said[0]

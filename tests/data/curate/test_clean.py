@@ -192,3 +192,8 @@ def test_a_cleaned_manifest_and_a_missing_gpu_are_named(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="sees no GPU"):
         make_work(cleaner, QUICK, on_gpu=True, dtype="bfloat16")
+
+
+def test_a_temperature_that_is_no_number_is_refused() -> None:
+    with pytest.raises(InputError, match="temperature is nan"):
+        Sampling(temperature=float("nan"))

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 import soundfile as sf
 from cacophony.data import encode
 from cacophony.data.curate import ingest as ingest_module
+from cacophony.data.curate import listing
 from cacophony.data.curate import parts as parts_module
 from cacophony.data.curate.actors import Actors
 from cacophony.data.curate.ingest import EXCLUSIONS_NAME, Exclusion, ingest, read_exclusions
@@ -25,7 +27,7 @@ from cacophony.data.curate.sources import records
 from cacophony.data.curate.sources.entry import BAD_ID, NO_CAPTION, NO_DESCRIPTION
 from cacophony.data.curate.sources.source import Source, make_source, read_sources
 from cacophony.engine.flags import command
-from cacophony.errors import InputError
+from cacophony.errors import InputError, RunError
 
 from .made_corpus import MadeCorpus, make_corpus
 
@@ -310,6 +312,16 @@ def test_unlabeled_audio_may_have_any_json_beside_it(audio: Path) -> None:
         (audio / f"{number}.json").write_text(text)
     manifest = ingest([make_source("laion", audio, kind="unlabeled")], audio.parent / "out", actors=HERE)
     assert [(row["id"], row["licence"]) for row in manifest] == [(f"{n}.wav", "by" * (n == 4)) for n in range(1, 5)]
+
+
+def test_a_disk_that_is_full_while_listing_is_named(audio: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> bool:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(listing.Seen, "add", full)
+    with pytest.raises(RunError, match="database or disk is full; check the free space"):
+        of_file(audio, "meta.jsonl", line(id="1", title="rain"))
+    assert sorted(path.name for path in audio.parent.iterdir()) == ["audio", "meta.jsonl"]
 
 
 def test_no_usable_clip_is_an_error_that_says_why(audio: Path) -> None:

@@ -383,3 +383,9 @@ def test_a_manifest_without_noisy_texts_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="no noisy clip"):
         label(work, "key", go_on=lambda estimate: True)
+
+
+@pytest.mark.parametrize("name", ["temperature", "timeout_seconds"])
+def test_what_is_no_number_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="is nan; expected"):
+        replace(Endpoint(base_url="http://localhost/v1", model="tiny"), **{name: float("nan")})

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from cacophony.__main__ import main
 from cacophony.data.curate.manifest import Manifest, Row, new_row, part_name, read_manifest, write_manifest, write_part
 from cacophony.data.curate.mix import Recipe, mix
 from cacophony.data.tokens import CaptionTokenizer
@@ -119,3 +120,10 @@ def test_of_many_sources_the_smallest_are_drawn_as_one(tmp_path: Path, monkeypat
 def test_a_weight_that_is_none_is_named(text: str) -> None:
     with pytest.raises(InputError, match="expected NAME=NUMBER"):
         weights([text])
+
+
+def test_a_flag_that_is_none_is_named(source: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["curate", "mix", str(source.folder), "--out", str(tmp_path / "mixed"), "--allow-flag", "names"]
+    assert main(words) == 2
+    assert "flag 'names' is none; expected some of file-name, " in capsys.readouterr().err
+    assert not (tmp_path / "mixed").exists()
