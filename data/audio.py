@@ -49,8 +49,8 @@ _SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND|riff|Riff size)\s*:\s*(\d+) \(shoul
 _STREAMED_BYTES = 0x7FFF_0000
 # One MPEG frame: encoders disagree by that much on the count of a whole file.
 _MPEG_FRAME = 1_152
-# Frames that hold no audio: the one of the header, and what an encoder adds before and behind.
-_MPEG_PADDING = 8 * _MPEG_FRAME
+# Samples that are no audio: the header's frame, and what an encoder may say to have added before and behind.
+_MPEG_PADDING = _MPEG_FRAME + 2 * 4_095
 # Decoded MP3 reaches 1.5 or so, integers of 8 bits 128.
 _MAX_PEAK = 16.0
 # Of libsndfile's log, which is full then: what is said of the data may be missing.

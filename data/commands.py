@@ -30,7 +30,7 @@ def pack_command(
 
     Args:
         audio_dir: Folder with audio, or with tars of audio and json, searched recursively; or a mix.
-        out: Directory to write; must not exist or be empty.
+        out: Directory to write; must not exist or be empty, and lie outside AUDIO_DIR.
         captions: csv with file (relative to AUDIO_DIR), caption and, optionally, synthetic; or a WavCaps-style json.
         layout: Where captions are: csv, a json beside each audio file or in its tar (laion), one json list (wavcaps),
             or AUDIO_DIR as `curate mix` wrote it (manifest).

@@ -85,8 +85,7 @@ def pack(
     the packing. `progress` shows a bar where stderr is a terminal.
 
     Raises `InputError` when an argument is wrong, `out` is not empty or in `audio_dir`, nothing usable is there, or for
-    a strict defect;
-    `RunError` when the processes cannot work.
+    a strict defect; `RunError` when the processes cannot work.
     """
     count = workers if workers is not None else os.cpu_count() or 1
     if count < 1 or clips_per_shard < 1:
