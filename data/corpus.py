@@ -94,8 +94,10 @@ def walk_files(audio_dir: Path) -> Iterator[str]:
             visited.add(real)
             subfolders.sort()
             starts += filter(os.path.islink, (os.path.join(folder, name) for name in subfolders))
+            place = Path(folder).relative_to(audio_dir)
+            prefix = "" if place == Path() else f"{place.as_posix()}/"
             for name in files:
-                yield Path(folder, name).relative_to(audio_dir).as_posix()
+                yield prefix + name
 
 
 def is_audio(name: str) -> bool:
