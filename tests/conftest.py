@@ -39,9 +39,10 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Spread the whole suite over the cores, file by file; tests that are named run in this process, as with -n 0."""
+    if not config.pluginmanager.hasplugin("xdist") or "PYTEST_XDIST_WORKER" in os.environ:
+        return
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    undecided = config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None
-    if whole and undecided and not torch.cuda.is_available():
+    if whole and config.option.numprocesses is None and not torch.cuda.is_available():
         config.option.numprocesses = "logical"
         config.option.maxprocesses = config.option.maxprocesses or MOST_WORKERS
         config.option.dist = "loadfile"  # what a module's fixtures made is made once
