@@ -17,6 +17,9 @@ if not torch.cuda.is_available():
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+MOST_WORKERS = 8
+"""Processes the suite is spread over at most; each holds up to 2 GiB."""
+
 HAS_HYPOTHESIS = importlib.util.find_spec("hypothesis") is not None
 
 if HAS_HYPOTHESIS:
@@ -31,6 +34,18 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if HAS_HYPOTHESIS or collection_path.suffix != ".py":
         return None
     return "from hypothesis import" in collection_path.read_text(encoding="utf-8") or None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Spread the whole suite over the cores, file by file; tests that are named run in this process, as with -n 0."""
+    if not config.pluginmanager.hasplugin("xdist") or "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if whole and config.option.numprocesses is None and not torch.cuda.is_available():
+        config.option.numprocesses = "logical"
+        config.option.maxprocesses = config.option.maxprocesses or MOST_WORKERS
+        config.option.dist = "loadfile"  # what a module's fixtures made is made once
 
 
 @pytest.fixture(autouse=True)

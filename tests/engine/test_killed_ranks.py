@@ -54,7 +54,7 @@ def test_ranks_killed_at_random_moments_end_as_if_nothing_had_happened(
 
     Where the run has ended before it is killed, the next kill is of another one.
     """
-    toml = save_toml(replace(contrastive_config, steps=12, save_every_steps=3, timeout_seconds=10.0))
+    toml = save_toml(replace(contrastive_config, steps=12, save_every_steps=3, timeout_seconds=30.0))
     argv = ["train", "contrastive", "--data", str(shards), "--preset", "demo", "--config", str(toml), "--resume"]
     whole, number, hits = tmp_path / "whole", 0, 0
     for code, output in [rank.ended() for rank in start_ranks([*argv, "--out", str(whole)])]:
