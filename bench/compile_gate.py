@@ -122,14 +122,14 @@ def compile_kernels(architectures: Sequence[int]) -> list[CompiledKernel]:
         return list(pool.map(lambda job: compile_launch(*job), jobs))
 
 
-def paper_launches(architecture: int) -> list[PaperLaunch]:
-    """Return the distinct launches of all fused ops' paper-shaped cases in bfloat16, each where it is first made.
+def paper_launches(architecture: int, dtype: torch.dtype = torch.bfloat16) -> list[PaperLaunch]:
+    """Return the distinct launches of all fused ops' paper-shaped cases in ``dtype``, each where it is first made.
 
     Of an op's variants, too; what is launched can depend on the GPU's ``architecture``.
     """
     distinct: dict[Any, PaperLaunch] = {}
     for number, (spec, case) in enumerate(_fused_paper_cases()):
-        for turn, launch in enumerate(_launches(spec, case, architecture)):
+        for turn, launch in enumerate(_launches(spec, case, architecture, dtype)):
             key = (id(launch.kernel), str(_specialisation(launch)), str(sorted(launch.options.items())))
             distinct.setdefault(key, PaperLaunch(spec, case, launch, (number, turn)))
     return list(distinct.values())
@@ -196,9 +196,9 @@ def _fused_paper_cases() -> Iterator[tuple[Spec, Case]]:
         yield from ((one, case) for one in of_op for case in spec.cases if case.paper)
 
 
-def _launches(spec: Spec, case: Case, architecture: int) -> list[Launch]:
+def _launches(spec: Spec, case: Case, architecture: int, dtype: torch.dtype) -> list[Launch]:
     with use_backend("fused"), record_launches(architecture) as launches:
-        outputs = [tensor for _, tensor in named_tensors(spec.op(**case.inputs(_META, torch.bfloat16)))]
+        outputs = [tensor for _, tensor in named_tensors(spec.op(**case.inputs(_META, dtype)))]
         differentiable = [output for output in outputs if output.requires_grad]
         if differentiable:
             torch.autograd.backward(differentiable, [torch.empty_like(output) for output in differentiable])

@@ -29,7 +29,9 @@ def hash32(x: Word) -> Word:
 
 def fold(key: Tensor, value: Tensor | int) -> Tensor:
     """Derive a new 32-bit key from ``key`` and a 64-bit integer ``value`` (broadcast against each other)."""
-    return _fold(key, torch.as_tensor(value, dtype=torch.int64, device=key.device))
+    if isinstance(value, Tensor):
+        return _fold(key, value.to(key.device, torch.int64))
+    return _fold(key, torch.full((), value, dtype=torch.int64, device=key.device))  # a copy would wait for the device
 
 
 def root_key(seed: int, step: int, device: torch.device) -> Tensor:

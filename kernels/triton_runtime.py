@@ -90,7 +90,8 @@ def tensor_descriptor(tensor: Tensor, block: tuple[int, int]) -> Any:
     """
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    return TensorDescriptor.from_tensor(tensor, list(block))
+    rows, columns = tensor.shape
+    return TensorDescriptor(tensor, [rows, columns], [columns, 1], list(block))  # a single row may have any stride
 
 
 @functools.cache

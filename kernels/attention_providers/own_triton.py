@@ -19,6 +19,7 @@ from ..triton_runtime import HAS_TRITON, INTERPRETING, cdiv, launch, next_power_
 from .provider import Problem, Provider, Sequences
 
 _LARGEST_BLOCK = 128 if INTERPRETING else 64  # in the interpreter an operation costs the same, whatever its size
+_LARGEST_BLOCK_32_BIT = 128 if INTERPRETING else 32  # of heads 128 wide 64 would not fit an A100's shared memory
 
 
 class OwnTriton(Provider):
@@ -59,7 +60,7 @@ class OwnTriton(Provider):
             *_operands(query, key, value, sequences),
             *(out, statistics, queries, heads, blocks, *_numbers(head_dim, sequences)),
             **tiles,
-            num_warps=_warps(tiles, 1),
+            num_warps=_warps(tiles, 1, query.itemsize),
         )
         return out, statistics
 
@@ -87,7 +88,7 @@ class OwnTriton(Provider):
             *(d_out, out, *operands, statistics, delta, d_query, *d_query.stride()[:2]),
             *(queries, heads, blocks, *numbers),
             **tiles,
-            num_warps=_warps(tiles, 1),
+            num_warps=_warps(tiles, 1, query.itemsize),
         )
         blocks = cdiv(sequences.max_key, tiles["BLOCK_K"])
         launch(
@@ -96,7 +97,7 @@ class OwnTriton(Provider):
             *(d_out, *operands, statistics, delta, d_key, *d_key.stride()[:2], d_value, *d_value.stride()[:2]),
             *(queries, heads, blocks, *numbers),
             **tiles,
-            num_warps=_warps(tiles, 2),
+            num_warps=_warps(tiles, 2, query.itemsize),
         )
 
 
@@ -115,9 +116,10 @@ def _numbers(head_dim: int, sequences: Sequences) -> tuple[float, float, int, in
 def _tiles(query: Tensor, key: Tensor, sequences: Sequences) -> dict[str, Any]:
     """Blocks as long as the mean sequence, so that the many short ones do not pay for the longest; 16 is the least."""
     head_dim, sizes = query.shape[2], []
+    largest = _LARGEST_BLOCK if query.itemsize <= 2 else _LARGEST_BLOCK_32_BIT
     for tokens, longest in ((query.shape[0], sequences.max_query), (key.shape[0], sequences.max_key)):
         typical = min(cdiv(tokens, sequences.count), longest)
-        sizes.append(min(max(next_power_of_two(typical), 16), _LARGEST_BLOCK))
+        sizes.append(min(max(next_power_of_two(typical), 16), largest))
     return {
         "HEAD_DIM": head_dim,
         "BLOCK_D": max(next_power_of_two(head_dim), 16),
@@ -128,7 +130,7 @@ def _tiles(query: Tensor, key: Tensor, sequences: Sequences) -> dict[str, Any]:
     }
 
 
-def _warps(tiles: dict[str, Any], sums: int) -> int:
-    """As many as the tiles and the ``sums`` a program keeps need registers."""
-    size = sums * tiles["BLOCK_Q"] * tiles["BLOCK_K"] * tiles["BLOCK_D"]
+def _warps(tiles: dict[str, Any], sums: int, itemsize: int) -> int:
+    """As many as the tiles and the ``sums`` a program keeps need registers, where products of 32 bits hold operands."""
+    size = sums * tiles["BLOCK_Q"] * tiles["BLOCK_K"] * tiles["BLOCK_D"] * (1 if itemsize <= 2 else 4)
     return 8 if size >= 2**19 else 4 if size >= 2**17 else 2

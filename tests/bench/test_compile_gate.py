@@ -63,6 +63,16 @@ for architecture in (80, 90):
     print(json.dumps(compile_launch(PaperLaunch(SPEC, SPEC.cases[0], launches[0]), architecture).problems))
 """
 
+FLOAT32_ATTENTION = """
+import json
+import torch
+from cacophony.bench.compile_gate import compile_launch, paper_launches
+
+for paper in paper_launches(80, torch.float32):
+    if paper.spec.name == "attention" and paper.case.name == "stage 1, encoder":
+        print(json.dumps(compile_launch(paper, 80).problems))
+"""
+
 
 def run(*arguments: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -104,6 +114,14 @@ def test_spills_idle_tensor_cores_and_idle_descriptors_are_problems(tmp_path: Pa
     ]
     assert hopper == []
     assert specialised == ["matrix: its SPEC says tensor_cores=True, and no kernel of it multiplies matrices", ""]
+
+
+def test_float32_attention_of_the_audio_encoder_fits_an_a100(tmp_path: Path) -> None:
+    (tmp_path / "attention.py").write_text(FLOAT32_ATTENTION)
+    kernels = [json.loads(line) for line in run(str(tmp_path / "attention.py")).splitlines()]
+    assert len(kernels) == 3
+    found = [problem for problems in kernels for problem in problems]
+    assert not [problem for problem in found if "shared memory" in problem or "spills" in problem]
 
 
 def test_wrong_architectures_and_the_interpreter_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

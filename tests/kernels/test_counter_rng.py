@@ -1,6 +1,7 @@
 """The counter-based generator: exact words, a bijection with good avalanche, streams that look independent."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from cacophony.kernels.triton_runtime import HAS_TRITON, jit, launch, tl
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 WORD = 2**32 - 1
 WORDS = st.integers(0, WORD)
@@ -63,6 +65,26 @@ def test_fold_and_random_bits_equal_python_integers(key: int, value: int) -> Non
     assert int(fold(torch.tensor(key), value)) == fold_of(key, value)
     expected = hash_of(hash_of((value * 0x9E3779B9 + key) & WORD) ^ key)
     assert int(random_bits(torch.tensor(key), torch.tensor(value))) == expected
+
+
+class Uploads(TorchFunctionMode):
+    """Collects calls that copy numbers of the host into a tensor: where it lies on a device, the host waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Any] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.tensor, torch.as_tensor, torch.asarray):
+            self.calls.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_keys_of_integers_are_made_without_waiting_for_a_device() -> None:
+    with Uploads() as uploads:
+        key = fold(root_key(2**40 + 3, 7, torch.device("meta")), 5)
+    assert key.device.type == "meta"
+    assert not uploads.calls
 
 
 @jit

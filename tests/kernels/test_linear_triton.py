@@ -99,6 +99,18 @@ def test_16_bit_operands_are_summed_in_float32(descriptors: bool) -> None:
     assert float((out.double() - exact).abs().max()) <= 2.0**-11 * 128  # half a unit of what is below 128
 
 
+def test_descriptors_load_a_row_cut_out_of_wider_ones() -> None:
+    """It is contiguous, whatever its stride, and the TMA unit takes strides of multiples of 16 bytes."""
+    wide, weight, bias = draw((5, 18), (8, 16), (8,))
+    x = wide[2:3, :16]
+    assert x.is_contiguous()
+    assert x.stride(0) * x.element_size() % 16
+    assert x.data_ptr() % 16 == 0
+    tile = dataclasses.replace(SMALL, descriptors=True)
+    out, _ = launch_linear_fwd(x, weight, bias, None, "", False, tile)
+    assert_near(out, x.double() @ weight.double().T + bias.double())
+
+
 def test_the_activation_is_that_of_what_backward_reads() -> None:
     """Kept or not, pre is rounded before it is activated, so that the value made again in backward is the same."""
     x, weight, bias = draw((9, 40), (24, 40), (24,), dtype=torch.float16)
