@@ -215,6 +215,18 @@ def test_a_resumed_run_needs_only_its_directory_and_its_data(
     )
 
 
+def test_fewer_steps_than_are_done_are_refused(
+    command: Callable[..., list[str]], tmp_path: Path, mae_run: Path, refused: Callable[[list[str]], str]
+):
+    out = tmp_path / "run"
+    shutil.copytree(mae_run, out)
+    before = content(out)
+    line = refused(command("mae", out, "--resume", "--steps", "4", "--allow-changed"))
+    assert "step-00000006: 6 steps are done, and steps is 4; expected at least 6" in line
+    assert content(out) == before
+    assert (out / "run.json").read_bytes() == (mae_run / "run.json").read_bytes()
+
+
 def test_a_run_that_another_process_trains_is_left_alone(
     interrupt: Interrupt, command: Callable[..., list[str]], tmp_path: Path, refused: Callable[[list[str]], str]
 ):
