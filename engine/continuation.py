@@ -41,10 +41,13 @@ def restore(checkpoint: Path, updater: AnyUpdater, loader: Loader, config: Confi
         updater.counters = Counters(int(state["skipped"]), int(state["skipped_in_a_row"]))
         now = {"batch_size": config.batch_size, "seed": config.seed} if allow_changed else {}
         loader.load_state_dict(state["loader"] | now)
-        return int(state["step"])
+        done = int(state["step"])
     except InputError as error:
         raise InputError(f"{checkpoint / STATE_FILE}: {error}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{checkpoint / STATE_FILE}: is damaged ({error!r}); delete this checkpoint to use an older one"
         ) from None
+    if done > config.steps:
+        raise InputError(f"{checkpoint}: {done} steps are done, and steps is {config.steps}; expected at least {done}")
+    return done

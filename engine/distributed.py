@@ -110,10 +110,10 @@ class World:
         """Concatenate every rank's ``rows`` ``[n, ...]`` (same shape everywhere) in rank order; no gradient."""
         if self.size == 1:
             return rows
-        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        whole = rows.new_empty((self.size * len(rows), *rows.shape[1:]))
         with self.exchange():
-            dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+            _all_gather(whole, rows.contiguous())
+        return whole
 
     def sum_gradients_(self, model: torch.nn.Module) -> None:
         """Sum every parameter's gradient over ranks, in one collective."""
@@ -136,8 +136,9 @@ class World:
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.size > 1:
+            # Unless told, NCCL takes the GPU whose number is the rank's among all ranks of all machines.
             with self.exchange():
-                dist.barrier()
+                dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def close(self) -> None:
         """Leave the process group."""
@@ -170,12 +171,13 @@ def join_world(device: str, timeout_seconds: float = TIMEOUT_SECONDS) -> World:
     if not 0 <= rank < size:
         raise InputError(f"RANK is {rank} and WORLD_SIZE {size}; expected ranks 0 to WORLD_SIZE - 1, as torchrun sets")
     chosen = choose_device(device)
+    if size > 1 and chosen.type == "cuda" and chosen.index is None:
+        chosen = choose_device(f"cuda:{_from_environment('LOCAL_RANK', 0)}")
+    if chosen.type == "cuda" and chosen.index is not None:
+        # Events are recorded on the current device's stream, whatever they are to tell about.
+        torch.cuda.set_device(chosen)
     if size == 1:
         return World(rank, size, chosen)
-    if chosen.type == "cuda" and chosen.index is None:
-        chosen = choose_device(f"cuda:{_from_environment('LOCAL_RANK', 0)}")
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
     store = _rendezvous(rank, timeout_seconds)
     try:
         dist.init_process_group(

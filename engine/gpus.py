@@ -1,7 +1,7 @@
 """What is known of GPUs: memory, peak rate, bandwidth and links, from NVIDIA's data sheets."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -37,6 +37,13 @@ GPUS = {
     )
 }
 
+_CARDS_BF16_FLOPS = {
+    frozenset(("h100", "pcie")): 756e12,
+    frozenset(("h100", "nvl")): 835e12,
+    frozenset(("h200", "nvl")): 835e12,
+}
+"""Dense bf16 peak of PCIe cards whose clock is below that of the SXM module of that name, by words of their names."""
+
 _DEFAULT = "h100-80gb"
 
 
@@ -56,13 +63,21 @@ def gpu_named(name: str) -> Gpu:
 
 
 def gpu_of(device: torch.device) -> Gpu | None:
-    """Return what is known of ``device`` by its name and memory, None where that is nothing."""
+    """Return what is known of ``device`` by its name, with the memory that it has; None where that is nothing.
+
+    Nor is anything known of a slice of a GPU (MIG).
+    """
     if device.type != "cuda":
         return None
     properties = torch.cuda.get_device_properties(device)
-    name = properties.name.lower()
-    fitting = [gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in name]
-    return min(fitting, key=lambda gpu: abs(gpu.memory_bytes - properties.total_memory), default=None)
+    # A GH200 computes as an H200 does; a GB200 is faster than a B200.
+    words = re.findall(r"[a-z0-9]+", properties.name.lower().replace("gh200", "h200"))
+    fitting = [gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in words]
+    if not fitting or "mig" in words:
+        return None
+    nearest = min(fitting, key=lambda gpu: abs(gpu.memory_bytes - properties.total_memory))
+    rates = [rate for name, rate in _CARDS_BF16_FLOPS.items() if name <= set(words)]
+    return replace(nearest, memory_bytes=properties.total_memory, bf16_flops=(*rates, nearest.bf16_flops)[0])
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -111,9 +112,11 @@ def _measure(config: Config, shards: Shards, world: World, seconds: float) -> Li
         noise = noise_like(copied, config.seed)
         stopwatch = Stopwatch(device, (STEP, ASCENT, COLLECTIVE))
         outcomes: list[Outcome] = []
+        numbers = itertools.count()
 
         def step(batch: AudioTextBatch) -> None:
-            outcomes.append(make_step(updater, objective, batch, 0, config)[1])
+            # SAM may be at some steps only.
+            outcomes.append(make_step(updater, objective, batch, next(numbers) % config.steps, config)[1])
 
         def timed_step() -> None:
             with listening(stopwatch.span):  # what ranks exchange between two steps is the measurement's
@@ -125,7 +128,7 @@ def _measure(config: Config, shards: Shards, world: World, seconds: float) -> Li
         step_seconds = _seconds(timed_step, world, seconds)
         spans = stopwatch.read()
         ascent, collectives = (_mean(spans[name] / len(outcomes), world) for name in (ASCENT, COLLECTIVE))
-        flops = outcomes[0].model_flops
+        flops = sum(outcome.model_flops for outcome in outcomes) / len(outcomes)
         for _ in range(config.data.prefetch_batches):
             step(next(loader).to(device))
         both_seconds = _seconds(lambda: step(next(loader).to(device)), world, seconds)

@@ -6,6 +6,7 @@ process ends at once; checkpoints appear whole or not at all, so nothing is lost
 """
 
 import contextlib
+import datetime
 import os
 import sys
 import threading
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
+
+import torch.distributed as dist
 
 from ..errors import RunError
 from .distributed import RanksLost, World, host_name
@@ -55,7 +58,11 @@ class RankWatch:
         if self.world.store is not None:
             self._store = self.world.connection()
             self._say()
-            self.world.barrier()
+            beats = [f"beat/{rank}" for rank in range(self.world.size)]
+            try:
+                self._store.wait(beats, datetime.timedelta(seconds=self.timeout))
+            except dist.DistError as error:
+                raise RanksLost(f"a rank ended before it could be watched ({str(error).splitlines()[0]})") from None
             self._thread.start()
         return self
 
@@ -170,6 +177,7 @@ def watched(world: World, timeout_seconds: float) -> Iterator[None]:
     """Watch over the ranks in the body; raises RunError that says who is to blame for an exchange that broke off."""
     with RankWatch(world, timeout_seconds) as watch:
         try:
+            world.barrier()  # the first exchange is what connects GPUs: where that hangs, it is said
             yield
         except RanksLost as error:
             raise RunError(watch.explain(error)) from None

@@ -1,13 +1,17 @@
 """A run directory: what it holds, how it begins, and how it may be continued.
 
 ``run.json`` (stage, resolved configuration, data, versions), ``log.jsonl``, ``tensorboard/``, ``loss.png``,
-``throughput.png``, ``checkpoints/``, and the newest checkpoint's model in the layout of
-:mod:`cacophony.models.model_directory`.
+``throughput.png``, ``checkpoints/``, the newest checkpoint's model in the layout of
+:mod:`cacophony.models.model_directory`, and ``.lock``, which is empty, and which the process that trains there holds.
 """
 
+import contextlib
+import fcntl
 import os
 import platform
 import shutil
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from ..models.model_directory import MODEL_FILE
 from .config import RUN_CONFIGS, ContrastiveRunConfig, MaeRunConfig, RunConfig, Stage
 
 RECORD_FILE = "run.json"
+LOCK_FILE = ".lock"
 
 # Fields that change how a run computes or reports, never what: they may differ when it is continued.
 CHANGEABLE_ON_RESUME = frozenset(
@@ -99,9 +104,29 @@ def publish_model(run: Path, checkpoint: Path) -> None:
     temporary.replace(run / MODEL_FILE)
 
 
+@contextlib.contextmanager
+def held(run: Path, *, is_new: bool) -> Iterator[None]:
+    """Keep other processes from training in ``run``, which is created where it is not there, while the body runs.
+
+    Raises InputError where one is at it, or began the run that ``is_new`` says nobody has. However this process ends,
+    it holds nothing then.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / LOCK_FILE).open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{run}: another process is training there; wait until it ends, or end it") from None
+        except OSError as error:  # a file system without locks
+            print(f"{run}: cannot be locked ({error}); see that no other process trains there", file=sys.stderr)
+        if is_new:
+            check_new(run)
+        yield
+
+
 def check_new(run: Path) -> None:
-    """Raise InputError where ``run`` exists and is not an empty directory."""
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    """Raise InputError where ``run`` exists and is not a directory without anything but a lock."""
+    if run.exists() and (not run.is_dir() or any(path.name != LOCK_FILE for path in run.iterdir())):
         raise InputError(f"{run}: is not empty; choose another --out, or continue the run there with --resume")
 
 

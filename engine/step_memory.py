@@ -6,7 +6,7 @@ micro-batches of a step, all of one size, so steps of one and of two tell about 
 """
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -115,10 +115,12 @@ class StepProbe:
 
     def memory(self, config: Config, ranks: int) -> StepMemory:
         """Return what a step of ``config`` takes on each of ``ranks``."""
-        micro_batches = config.batch_size / ranks / config.micro_batch_size
+        local = config.batch_size // ranks
+        config = replace(config, micro_batch_size=min(config.micro_batch_size, local))
+        micro_batches = local / config.micro_batch_size
         one, two = (self._trace(config, ranks, count) for count in (1, 2))
         kept = two.peak - one.peak - (two.prepared - one.prepared)
-        batch = batch_of(self.clip, config.batch_size // ranks)
+        batch = batch_of(self.clip, local)
         return StepMemory(
             inputs=2 * (batch.wave.nbytes + batch.token_ids.nbytes),
             prepared=round(one.prepared + (micro_batches - 1) * (two.prepared - one.prepared)),

@@ -2,8 +2,13 @@
 
 import signal
 import threading
+import time
 import types
 from typing import Any
+
+HANDED_ON_SECONDS = 5.0
+"""A SIGTERM that comes so soon after the first is the same: Slurm signals every process of a job, and torchrun, one of
+them, hands on to its ranks what it got."""
 
 
 class StopRequest:
@@ -11,6 +16,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._at = 0.0
         self._old: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -25,8 +31,13 @@ class StopRequest:
         self._restore()
 
     def _receive(self, number: int, frame: types.FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        self._restore()
+        if self.received is None:
+            self.received, self._at = signal.Signals(number), time.monotonic()
+            return
+        is_handed_on = number == self.received == signal.SIGTERM and time.monotonic() - self._at < HANDED_ON_SECONDS
+        if not is_handed_on:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._old.items():

@@ -37,6 +37,7 @@ from .run_directory import (
     check_new,
     check_resumable,
     describe_changes,
+    held,
     is_run,
     publish_model,
     read_record,
@@ -126,6 +127,8 @@ def _train(task: _Task, shards: Shards, world: World, notes: list[str]) -> Finis
     continued = task.continued is not None
     tokenizer, tokenizer_note = run_tokenizer(config, shards, init, out if continued else None)
     with contextlib.ExitStack() as cleanup:
+        if world.is_main and continued:
+            cleanup.enter_context(held(out, is_new=False))
         decoder, loader_note = choose_decoder(config.data.loader, world.device.type, config.data.workers)
         loader = Loader(shards, loader_config(config, world.device), tokenizer, world.rank, world.size, decoder)
         cleanup.callback(loader.close)
@@ -139,6 +142,8 @@ def _train(task: _Task, shards: Shards, world: World, notes: list[str]) -> Finis
             first_step = restore(checkpoint, updater, loader, config, allow_changed=task.allow_changed)
 
         if world.is_main:
+            if not continued:
+                cleanup.enter_context(held(out, is_new=True))
             record = RunRecord(task.stage, config, str(task.data), shards.fingerprint, str(init) if init else None)
             write_record(out, record)
             write_config(out, network_config(config))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from cacophony.engine.checkpoint import checkpoints, latest_checkpoint
 from cacophony.engine.config import ContrastiveRunConfig, MaeRunConfig, Stage
 from cacophony.engine.distributed import World, choose_device, join_world
@@ -174,6 +175,28 @@ def test_one_process_is_a_world_of_its_own():
 def test_a_device_that_is_not_there_is_refused(device: str):
     with pytest.raises(InputError, match=f"device '{device}'"):
         choose_device(device)
+
+
+@pytest.fixture
+def current_device(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """Pretend that there are four GPUs; holds the devices that were made the current one."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    return chosen
+
+
+def test_a_process_alone_computes_on_the_gpu_that_was_asked_for(current_device: list[torch.device]):
+    assert join_world("cuda:1") == World(0, 1, torch.device("cuda:1"))
+    assert current_device == [torch.device("cuda:1")]
+
+
+def test_ranks_wait_for_each_other_on_their_own_gpus(monkeypatch: pytest.MonkeyPatch):
+    asked: list[list[int] | None] = []
+    monkeypatch.setattr(dist, "barrier", lambda device_ids: asked.append(device_ids))
+    for device in ("cuda:1", "cpu"):  # the sixth of eight ranks, on the second machine of four GPUs
+        World(5, 8, torch.device(device)).barrier()
+    assert asked == [[1], None]
 
 
 def ranks_in_environment(monkeypatch: pytest.MonkeyPatch, **values: str | int) -> None:

@@ -12,6 +12,7 @@ import torch
 from cacophony.__main__ import main
 from cacophony.data.batch import collate
 from cacophony.engine import commands
+from cacophony.engine import limits as module
 from cacophony.engine.config import ContrastiveRunConfig, MaeRunConfig, Stage
 from cacophony.engine.limits import Limits, describe, measure_limits, noise_like, sentence
 
@@ -51,6 +52,24 @@ def test_every_part_is_measured(contrastive_config: ContrastiveRunConfig, shards
     assert found.batch_clips == 8
     assert found.copy is None
     assert found.collectives is None
+
+
+def test_sam_counts_at_the_steps_that_have_it(
+    contrastive_config: ContrastiveRunConfig, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    real = module.make_step
+
+    def counted(*arguments: Any) -> Any:
+        report, outcome = real(*arguments)
+        made.append(len(outcome.reports))
+        return report, outcome
+
+    monkeypatch.setattr(module, "make_step", counted)
+    update = replace(contrastive_config.update, sam_every=3)
+    assert measure_limits("contrastive", replace(contrastive_config, update=update), shards, part_seconds=0.0)
+    assert made == [2 if number % 3 == 0 else 1 for number in range(len(made))]
+    assert len(made) > 4
 
 
 @pytest.mark.parametrize("stage", ["mae", "contrastive"])

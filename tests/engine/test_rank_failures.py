@@ -61,6 +61,18 @@ def test_a_rank_that_hangs_is_named_by_all(start_ranks: StartRanks, argv: list[s
         assert last_line(output).startswith(expected)
 
 
+def test_a_rank_that_hangs_before_the_first_step_is_named_by_all(start_ranks: StartRanks, argv: list[str]):
+    hanging = """
+import time
+from cacophony.engine.distributed import World
+real = World.barrier
+World.barrier = lambda self: time.sleep(1000) if self.rank == 1 else real(self)
+"""
+    for code, output in [rank.ended() for rank in start_ranks(argv, before=hanging)]:
+        assert code == 1, output
+        assert last_line(output).startswith(f"cacophony: rank 1 on {HOST} hangs: the other ranks waited for 6 s")
+
+
 def test_a_rank_that_fails_is_named_with_its_reason(start_ranks: StartRanks, argv: list[str]):
     ranks = start_ranks(argv, before=AT_THE_THIRD.format(rank=1, what='raise InputError("the reason")'))
     (code, output), (own_code, own_output) = [rank.ended() for rank in ranks]

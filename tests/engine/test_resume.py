@@ -15,6 +15,7 @@ from cacophony.__main__ import main
 from cacophony.engine import telemetry
 from cacophony.engine.checkpoint import checkpoints, latest_checkpoint
 from cacophony.engine.config import Stage
+from cacophony.engine.run_directory import held
 
 # Runs the command of ARGV, but at the COUNT-th call of PLACE the process gets SIGNAL.
 DRIVER = """
@@ -212,6 +213,34 @@ def test_a_resumed_run_needs_only_its_directory_and_its_data(
         content(out)["checkpoints/step-00000006/model.safetensors"]
         == (content(mae_run)["checkpoints/step-00000006/model.safetensors"])
     )
+
+
+def test_fewer_steps_than_are_done_are_refused(
+    command: Callable[..., list[str]], tmp_path: Path, mae_run: Path, refused: Callable[[list[str]], str]
+):
+    out = tmp_path / "run"
+    shutil.copytree(mae_run, out)
+    before = content(out)
+    line = refused(command("mae", out, "--resume", "--steps", "4", "--allow-changed"))
+    assert "step-00000006: 6 steps are done, and steps is 4; expected at least 6" in line
+    assert content(out) == before
+    assert (out / "run.json").read_bytes() == (mae_run / "run.json").read_bytes()
+
+
+def test_a_run_that_another_process_trains_is_left_alone(
+    interrupt: Interrupt, command: Callable[..., list[str]], tmp_path: Path, refused: Callable[[list[str]], str]
+):
+    out = tmp_path / "run"
+    unfinished = out / "checkpoints" / ".step-00000002.tmp" / "model.safetensors"
+    interrupt(SYNC, 1, signal.SIGKILL, command("mae", out))
+    assert unfinished.exists()
+    with held(out, is_new=False):
+        assert "another process is training there" in refused(command("mae", out, "--resume"))
+        assert unfinished.exists()
+    with held(tmp_path / "new", is_new=True):
+        assert "another process is training there" in refused(command("mae", tmp_path / "new"))
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [".lock"]
+    assert main(command("mae", tmp_path / "new")) == 0
 
 
 @pytest.mark.parametrize("checkpoint_exists", [True, False])

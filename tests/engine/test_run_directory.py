@@ -25,6 +25,7 @@ def record_of(config: MaeRunConfig, init: str | None = None) -> RunRecord:
 
 def test_a_finished_run_holds_what_its_documentation_names(contrastive_run: Path):
     assert {path.name for path in contrastive_run.iterdir()} == {
+        ".lock",
         "run.json",
         "initialisation.json",
         "log.jsonl",
@@ -59,7 +60,7 @@ def test_nothing_that_a_run_writes_is_a_pickle(request: pytest.FixtureRequest, s
             assert head[8:9] == b"{"
             assert int.from_bytes(head[:8], "little") < path.stat().st_size
         else:
-            assert path.suffix == ".png" or path.name.startswith("events.out.tfevents"), path
+            assert path.suffix == ".png" or path.name.startswith(("events.out.tfevents", ".lock")), path
 
 
 def test_a_record_comes_back(tmp_path: Path, mae_config: MaeRunConfig):

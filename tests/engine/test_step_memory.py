@@ -113,6 +113,13 @@ def test_the_parts_grow_with_the_clips_of_a_rank():
     assert many.working == pytest.approx(few.working, rel=0.05)
 
 
+@pytest.mark.parametrize("config", [MAE, CONTRASTIVE])
+def test_a_micro_batch_is_no_larger_than_a_ranks_share_of_the_batch(config: Config):
+    probe, config = StepProbe(config, CLIP), replace(config, batch_size=32)
+    fitting, larger = (probe.memory(replace(config, micro_batch_size=size), ranks=4) for size in (8, 64))
+    assert larger == fitting
+
+
 def test_the_state_of_a_bfloat16_run_is_18_bytes_a_linear_parameter_and_20_of_any_other():
     state = StepProbe(replace(CONTRASTIVE, precision="bf16"), CLIP).state
     assert state.master == state.gradient
