@@ -20,6 +20,7 @@ import soundfile as sf
 import soxr
 
 from ..errors import InputError
+from ..file_lock import locked
 from .audio import SAMPLE_RATE, printable
 from .corpus import Candidate
 from .encode import MAX_SECONDS, MIN_SECONDS
@@ -102,17 +103,19 @@ def pack(
             "continued; give a directory outside"
         )
     packing = _Packing(source, target, work, listing, strict, count, clips_per_shard, progress)
-    if moved:
-        return _after_move(packing)
-    _prepare_work(packing)
-    try:
-        _pack_ranges(packing)
-        report = _finish(packing)
-    except InputError:
-        shutil.rmtree(packing.work)
-        raise
-    shutil.rmtree(packing.work)
-    return report
+    with locked(work, "packing"):
+        if moved:
+            return _after_move(packing)
+        try:
+            refuse_full(target)  # another process may just have packed it
+            _prepare_work(packing)
+            _pack_ranges(packing)
+            report = _finish(packing)
+        except InputError:
+            shutil.rmtree(work)
+            raise
+        shutil.rmtree(work)
+        return report
 
 
 def _plan(packing: _Packing) -> bytes:
@@ -132,8 +135,10 @@ def _plan(packing: _Packing) -> bytes:
 
 def _prepare_work(packing: _Packing) -> None:
     plan, plan_path = _plan(packing), packing.work / "plan.json"
-    if packing.work.exists() and not (plan_path.is_file() and plan_path.read_bytes() == plan):
-        shutil.rmtree(packing.work)
+    if not (plan_path.is_file() and plan_path.read_bytes() == plan):
+        plan_path.unlink(missing_ok=True)
+        for folder in ("ranges", "shards"):
+            shutil.rmtree(packing.work / folder, ignore_errors=True)
     # A process that was killed may have left something half done.
     shutil.rmtree(packing.work / "scratch", ignore_errors=True)
     for folder in ("ranges", "shards", "scratch"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
+from ..file_lock import locked
 from .pack_report import REPORT_NAME, ReportRow, read_report, write_report
 from .progress import progress_bar
 from .shard_writer import ShardWriter, sha256_of
@@ -48,16 +49,19 @@ def merge_shards(
     target = Path(out).resolve()
     refuse_full(target)
     work = target.with_name(f".{target.name}.merging")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        parts = list(map(Shards.open, folders))
-        index = _copy(parts, work, clips_per_shard, progress)
-        write_report(work, _rows(parts))
-        index.write(work)
-        work.rename(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with locked(work, "merging"):
+        try:
+            refuse_full(target)  # another process may just have written it
+            whole = work / "shards"
+            shutil.rmtree(whole, ignore_errors=True)  # of a process that was killed
+            whole.mkdir()
+            parts = list(map(Shards.open, folders))
+            index = _copy(parts, whole, clips_per_shard, progress)
+            write_report(whole, _rows(parts))
+            index.write(whole)
+            whole.rename(target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     return index
 
 

@@ -6,11 +6,9 @@
 """
 
 import contextlib
-import fcntl
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +17,13 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..file_lock import LOCK_FILE, locked
 from ..json_file import read_json, write_json
 from ..models.config_io import difference, from_dict, to_dict
 from ..models.model_directory import MODEL_FILE
 from .config import RUN_CONFIGS, ContrastiveRunConfig, MaeRunConfig, RunConfig, Stage
 
 RECORD_FILE = "run.json"
-LOCK_FILE = ".lock"
 
 # Fields that change how a run computes or reports, never what: they may differ when it is continued.
 CHANGEABLE_ON_RESUME = frozenset(
@@ -111,14 +109,7 @@ def held(run: Path, *, is_new: bool) -> Iterator[None]:
     Raises InputError where one is at it, or began the run that ``is_new`` says nobody has. However this process ends,
     it holds nothing then.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / LOCK_FILE).open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{run}: another process is training there; wait until it ends, or end it") from None
-        except OSError as error:  # a file system without locks
-            print(f"{run}: cannot be locked ({error}); see that no other process trains there", file=sys.stderr)
+    with locked(run, "training"):
         if is_new:
             check_new(run)
         yield

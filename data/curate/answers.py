@@ -3,7 +3,6 @@
 One JSON object a line, only ever appended to and on disk before it counts. A line that a kill cut short is dropped.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...errors import InputError
+from ...file_lock import lock
 
 MAX_LINE_BYTES = 1 << 20
 _BEGIN = b'{"key": "'
@@ -80,10 +80,7 @@ class Answers(Mapping[str, Answer]):
     def _open(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = file = self._path.open("a+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{self._path}: another process is writing answers there; wait until it is done") from None
+        lock(file, self._path, "writing answers")
         file.seek(0)
         whole = 0
         while line := file.readline(MAX_LINE_BYTES):

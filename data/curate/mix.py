@@ -17,7 +17,7 @@ from ...errors import InputError
 from ..progress import progress_bar
 from .listing import Seen, databases_in
 from .manifest import KINDS, PART_ROWS, Manifest, Row, part_name, write_part
-from .parts import finish, finished_before, prepare
+from .parts import finish, finished_before, unfinished
 
 STAGE = "mix"
 MAX_WEIGHT = 100.0
@@ -83,13 +83,13 @@ def mix(manifests: Sequence[Manifest], out: Path, recipe: Recipe, *, progress: b
     finished = finished_before(out, plan)
     if finished is not None:
         return finished
-    work = prepare(out, plan)
-    try:
-        parts = _write(manifests, work, recipe, progress)
-    except InputError:
-        shutil.rmtree(work)
-        raise
-    return finish(out, plan, parts)
+    with unfinished(out, plan) as work:
+        try:
+            parts = _write(manifests, work, recipe, progress)
+        except InputError:
+            shutil.rmtree(work)
+            raise
+        return finish(out, plan, parts)
 
 
 def _write(manifests: Sequence[Manifest], work: Path, recipe: Recipe, progress: bool) -> int:

@@ -8,11 +8,13 @@ is the same for any number of workers.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import InputError
+from ...file_lock import LOCK_FILE, locked
 from ..progress import progress_bar
 from ..shard_writer import write_atomically
 from ..shards_index import refuse_full
@@ -97,17 +99,17 @@ def run_parts(
     finished = finished_before(out, plan)
     if finished is not None:
         return finished
-    work = prepare(out, plan)
-    # A part gets its name when it is complete and on disk.
-    todo = [number for number in range(len(source.parts)) if not (work / part_name(number)).is_file()]
-    done_before = source.rows - sum(source.parts[number].rows for number in todo)
-    with progress_bar(progress, "clips") as bar:
-        task = bar.add_task(plan["stage"], total=source.rows, completed=done_before)
-        for rows in _each(worker_of(work), todo, actors):
-            bar.advance(task, rows)
-    if conclude is not None:
-        conclude(work)
-    return finish(out, plan, len(source.parts))
+    with unfinished(out, plan) as work:
+        # A part gets its name when it is complete and on disk.
+        todo = [number for number in range(len(source.parts)) if not (work / part_name(number)).is_file()]
+        done_before = source.rows - sum(source.parts[number].rows for number in todo)
+        with progress_bar(progress, "clips") as bar:
+            task = bar.add_task(plan["stage"], total=source.rows, completed=done_before)
+            for rows in _each(worker_of(work), todo, actors):
+                bar.advance(task, rows)
+        if conclude is not None:
+            conclude(work)
+        return finish(out, plan, len(source.parts))
 
 
 def finished_before(out: Path, plan: Mapping[str, Any]) -> Manifest | None:
@@ -121,26 +123,24 @@ def finished_before(out: Path, plan: Mapping[str, Any]) -> Manifest | None:
     return None
 
 
-def prepare(out: Path, plan: Mapping[str, Any]) -> Path:
-    """The folder beside `out` for unfinished work; raises `InputError` where that of another plan lies there."""
+@contextmanager
+def unfinished(out: Path, plan: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder beside `out` for unfinished work, which no other process gets meanwhile.
+
+    Raises `InputError` where another process has it, or that of another plan lies there.
+    """
     target = out.resolve()
     work = target.with_name(f".{target.name}.curating")
-    content = json.dumps(plan, sort_keys=True).encode()
-    if work.exists():
-        left = work / _PLAN_NAME
-        if not left.is_file():  # killed before anything was done
-            write_atomically(left, content)
-        elif left.read_bytes() != content:
-            if any(work.glob("*.parquet")):
-                raise InputError(
-                    f"{work}: unfinished work with other inputs or settings; call it as before to continue, or remove "
-                    "it"
-                )
-            write_atomically(left, content)  # refused before anything was done: a model that is none, say
-    else:
-        work.mkdir(parents=True)
-        write_atomically(work / _PLAN_NAME, content)
-    return work
+    with locked(work, f"working on {target.name}"):
+        refuse_full(target)  # another process may just have finished it
+        left, content = work / _PLAN_NAME, json.dumps(plan, sort_keys=True).encode()
+        # Of another plan nothing is there where it was refused before anything was done: a model that is none, say.
+        if left.is_file() and left.read_bytes() != content and any(work.glob("*.parquet")):
+            raise InputError(
+                f"{work}: unfinished work with other inputs or settings; call it as before to continue, or remove it"
+            )
+        write_atomically(left, content)
+        yield work
 
 
 def finish(out: Path, plan: Mapping[str, Any], parts: int) -> Manifest:
@@ -151,6 +151,7 @@ def finish(out: Path, plan: Mapping[str, Any], parts: int) -> Manifest:
         unfinished.unlink()
     write_manifest(work, plan["stage"], plan["settings"], map(part_name, range(parts)))
     (work / _PLAN_NAME).unlink()
+    (work / LOCK_FILE).unlink()
     if target.is_dir():
         target.rmdir()
     work.rename(target)

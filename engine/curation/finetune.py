@@ -7,6 +7,7 @@ does is a function of the checkpoint before it, so that a run that was killed en
 
 import math
 import shutil
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...data.curate.clean import cleaner_digest
-from ...data.curate.parts import prepare
+from ...data.curate.parts import unfinished
 from ...data.curate.scores import score_captions
 from ...data.curate.variants import Cleaner, Dtype, default_dtype
 from ...data.draws import mix
@@ -71,17 +72,16 @@ def finetune(
             shutil.rmtree(work, ignore_errors=True)  # of a run that was killed at its end
         return scores
     refuse_full(out)
-    if world.is_main:
-        prepare(out, plan)
-    world.barrier()
-    if not (work / SCORES_NAME).is_file():
-        best, history = _train(model, work, split, config, world, chosen, progress)
-        if world.is_main:
-            scores = {"settings": plan, "epoch": best, "pairs": len(split.train), "left_out": split.counts}
-            captions = _captions(_checkpoint(work, best), split, config, world, chosen)
-            inputs, wanted = [pair.text for pair in split.held_out], [pair.caption for pair in split.held_out]
-            write_json(work / SCORES_NAME, scores | {"history": history} | score_captions(inputs, wanted, captions))
-    return _publish(work, out) if world.is_main else None
+    with unfinished(out, plan) if world.is_main else nullcontext():
+        world.barrier()
+        if not (work / SCORES_NAME).is_file():
+            best, history = _train(model, work, split, config, world, chosen, progress)
+            if world.is_main:
+                scores = {"settings": plan, "epoch": best, "pairs": len(split.train), "left_out": split.counts}
+                captions = _captions(_checkpoint(work, best), split, config, world, chosen)
+                inputs, wanted = [pair.text for pair in split.held_out], [pair.caption for pair in split.held_out]
+                write_json(work / SCORES_NAME, scores | {"history": history} | score_captions(inputs, wanted, captions))
+        return _publish(work, out) if world.is_main else None
 
 
 def _train(

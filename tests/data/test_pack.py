@@ -15,6 +15,7 @@ from cacophony.data import pack as pack_module
 from cacophony.data.pack import pack
 from cacophony.data.shards import Shards
 from cacophony.errors import InputError
+from cacophony.file_lock import locked
 
 
 def sound(path: Path, seconds: float = 1.1, rate: int = 16_000, seed: int = 0) -> Path:
@@ -224,6 +225,21 @@ def test_what_is_recorded_is_not_done_again(corpus: Path, tmp_path: Path, monkey
             pack(corpus, tmp_path / "out", workers=2, clips_per_shard=2)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert len(list((work / "ranges").iterdir())) == 5
+
+
+def test_one_process_at_a_time_packs_and_a_second_spoils_nothing(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, "000004.json")
+        with pytest.raises(KeyboardInterrupt):
+            pack(corpus, tmp_path / "out", workers=2, clips_per_shard=2)
+    work = tmp_path / ".out.packing"
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
+    with locked(work, "packing"), pytest.raises(InputError, match="another process is packing there"):
+        pack(corpus, tmp_path / "out", workers=1, clips_per_shard=3)
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()} == before
+    assert pack(corpus, tmp_path / "out", workers=1, clips_per_shard=3).kept == len(Shards.open(tmp_path / "out"))
 
 
 def test_packing_killed_in_its_last_moment_is_finished(corpus: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from cacophony.data.curate.manifest import (
 )
 from cacophony.data.curate.parts import Work, run_stage
 from cacophony.errors import InputError
+from cacophony.file_lock import locked
 from ray import cloudpickle
 
 PARTS, ROWS = 5, 7
@@ -122,6 +123,15 @@ def test_a_finished_stage_is_not_done_again_and_another_is_refused(source: Manif
     assert not again.seen
     with pytest.raises(InputError, match="result of another call"):
         stage(source, out, Shout(), loud=False)
+
+
+def test_one_process_at_a_time_works_on_a_result(source: Manifest, tmp_path: Path) -> None:
+    work = Shout()
+    with locked(tmp_path / ".out.curating", "working"), pytest.raises(InputError, match="another process is working"):
+        stage(source, tmp_path / "out", work)
+    assert work.seen == []
+    assert stage(source, tmp_path / "out", work).rows == PARTS * ROWS - 1
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_unfinished_work_with_other_settings_is_kept(source: Manifest, tmp_path: Path) -> None:
