@@ -248,8 +248,10 @@ def check_files(files: Sequence[Path]) -> None:
     if not files:
         raise InputError("no audio file was named; expected at least one after the run directory")
     for file in files:
+        if file.is_dir():
+            raise InputError(f"{file}: is a folder; name the files in it, as {file / '*.wav'}")
         if not file.is_file():
-            raise InputError(f"{file}: no such file")
+            raise InputError(f"{file}: no such file; expected an audio file")
 
 
 def _version(package: str) -> str:

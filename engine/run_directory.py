@@ -101,7 +101,9 @@ def publish_model(run: Path, checkpoint: Path) -> None:
 
 def check_new(run: Path) -> None:
     """Raise InputError where ``run`` exists and is not an empty directory."""
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    if run.exists() and not run.is_dir():
+        raise InputError(f"{run}: is a file; expected a directory to write: choose another --out")
+    if run.is_dir() and any(run.iterdir()):
         raise InputError(f"{run}: is not empty; choose another --out, or continue the run there with --resume")
 
 
