@@ -223,6 +223,11 @@ def doctor_command() -> int:
         ("pytest-benchmark", "extra bench"),
         ("pycocoevalcap", "extra evaluate"),
         ("wandb", "extra wandb"),
+        ("ray", "extra curate"),
+        ("pyarrow", "extra curate"),
+        ("faiss-cpu", "extra curate"),
+        ("openai", "extra curate"),
+        ("rouge-score", "extra curate"),
     ):
         print(f"{package} ({purpose}): {_version(package)}")
     for kind in ("cpu", "cuda"):

@@ -229,6 +229,8 @@ def test_doctor_says_what_runs_for_every_op(capsys: pytest.CaptureFixture[str]):
         assert f"  {name} " in said
     assert "linear layers on cpu:\n  reference: no fused implementation on cpu" in said
     assert f"\n{flac_decoder()}\n" in said
+    for package in ("mteb", "wandb", "ray", "pyarrow", "faiss-cpu", "openai", "rouge-score"):
+        assert f"\n{package} (extra " in said
 
 
 def test_doctor_names_a_backend_that_is_none(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
