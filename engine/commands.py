@@ -223,6 +223,11 @@ def doctor_command() -> int:
         ("pytest-benchmark", "extra bench"),
         ("pycocoevalcap", "extra evaluate"),
         ("wandb", "extra wandb"),
+        ("ray", "extra curate"),
+        ("pyarrow", "extra curate"),
+        ("faiss-cpu", "extra curate"),
+        ("openai", "extra curate"),
+        ("rouge-score", "extra curate"),
     ):
         print(f"{package} ({purpose}): {_version(package)}")
     for kind in ("cpu", "cuda"):
@@ -248,8 +253,10 @@ def check_files(files: Sequence[Path]) -> None:
     if not files:
         raise InputError("no audio file was named; expected at least one after the run directory")
     for file in files:
+        if file.is_dir():
+            raise InputError(f"{file}: is a folder; name the files in it, as {file / '*.wav'}")
         if not file.is_file():
-            raise InputError(f"{file}: no such file")
+            raise InputError(f"{file}: no such file; expected an audio file")
 
 
 def _version(package: str) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -59,8 +59,9 @@ class Cacophony:
         """Return unit embeddings float32 ``[N, P]`` of ``audio``: files, or 16 kHz mono waves in [-1, 1].
 
         A whole clip is embedded; beyond the budget of ``max_patches`` a fixed random subset of its patches. Raises
-        InputError for a file that cannot be read.
+        InputError for a file that cannot be read, for samples that are no such wave, and for one file without a list.
         """
+        _check_several(audio)
         embeddings = np.zeros((len(audio), self.model.config.projection_width), np.float32)
         for rows in self._batches([_patch_count(clip, self.max_patches) for clip in audio]):
             _, embedding = self.model.encode_audio(self._patches([audio[i] for i in rows]))
@@ -71,8 +72,10 @@ class Cacophony:
     def embed_text(self, texts: Sequence[Text]) -> np.ndarray:
         """Return unit embeddings float32 ``[N, P]`` of ``texts``: strings, or token ids from ``<s>`` to ``</s>``.
 
-        Raises InputError for a string where there is no tokenizer, and for ids outside the vocabulary.
+        Raises InputError for a string where there is no tokenizer, for ids outside the vocabulary, and for one string
+        without a list.
         """
+        _check_several(texts)
         embeddings = np.zeros((len(texts), self.model.config.projection_width), np.float32)
         all_tokens = [self._tokens(text) for text in texts]
         for rows in self._batches([len(t) for t in all_tokens]):
@@ -97,7 +100,7 @@ class Cacophony:
 
         ``sample`` draws from softmax(logits / temperature) with ``seed``, one for all clips or one for each; ``greedy``
         takes the likeliest token; ``beam`` keeps ``beams`` hypotheses. Raises InputError where there is no tokenizer,
-        or the model has no caption decoder.
+        the model has no caption decoder, or an argument is out of its range.
         """
         tokenizer = self._require_tokenizer("captions as text")
         rows = self.caption_tokens(audio, method=method, temperature=temperature, beams=beams, seed=seed)
@@ -114,15 +117,22 @@ class Cacophony:
         seed: int | Sequence[int] = 0,
     ) -> list[list[int]]:
         """Caption ``audio`` as :meth:`caption` does; returns token ids, ``<s>`` first, 0 after ``</s>``."""
+        _check_several(audio)
+        if method not in get_args(Method):
+            raise InputError(f"method is {method!r}; expected sample, greedy or beam")
         if not 0.0 < temperature < math.inf:
             raise InputError(f"temperature is {temperature}; expected more than 0 (greedy decoding is a method)")
         self.model.require_captions()
         if beams < 1:
             raise InputError(f"beams is {beams}; expected at least 1")
         heat = 0.0 if method == "greedy" else temperature
-        seeds = torch.as_tensor([seed] * len(audio) if isinstance(seed, int) else list(seed), dtype=torch.int64)
-        if len(seeds) != len(audio):
-            raise InputError(f"seed has {len(seeds)} numbers for {len(audio)} clips; expected one for each, or one")
+        numbers = [seed] * len(audio) if isinstance(seed, int) else list(seed)
+        if len(numbers) != len(audio):
+            raise InputError(f"seed has {len(numbers)} numbers for {len(audio)} clips; expected one for each, or one")
+        for number in numbers:
+            if not 0 <= number < 2**63:
+                raise InputError(f"seed is {number}; expected 0 to 2**63 - 1")
+        seeds = torch.tensor(numbers, dtype=torch.int64)
         max_length = min(MAX_LENGTH, self.model.config.text.max_positions)
         captions: list[list[int]] = [[] for _ in audio]
         for rows in self._batches([_patch_count(clip, self.max_patches) for clip in audio]):
@@ -192,12 +202,18 @@ def load(
     return Cacophony(model.to(chosen), tokenizer, max_text_tokens, chosen, max_patches, batch_size)
 
 
+def _check_several(items: object) -> None:
+    # A string is a sequence too: of its letters, each of which would be a text.
+    if isinstance(items, str | Path):
+        raise InputError(f"{str(items)[:200]!r} is one file or text; expected a list of them: put it in brackets")
+
+
 def _patch_count(audio: Audio, max_patches: int) -> int:
     """About how many patches of a clip are seen, by the header of a file; the most where it declares no length."""
     if isinstance(audio, str | Path):
         samples = probe_seconds(Path(audio)) * SAMPLE_RATE
     else:
-        samples = len(audio) if np.ndim(audio) else 0
+        samples = audio.shape[0] if isinstance(audio, np.ndarray | Tensor) and audio.ndim else 0
     return int(min(max_patches, samples // (PATCH_SIDE * HOP) * FREQ_PATCHES))
 
 

@@ -117,7 +117,9 @@ def held(run: Path, *, is_new: bool) -> Iterator[None]:
 
 def check_new(run: Path) -> None:
     """Raise InputError where ``run`` exists and is not a directory without anything but a lock."""
-    if run.exists() and (not run.is_dir() or any(path.name != LOCK_FILE for path in run.iterdir())):
+    if run.exists() and not run.is_dir():
+        raise InputError(f"{run}: is a file; expected a directory to write: choose another --out")
+    if run.is_dir() and any(path.name != LOCK_FILE for path in run.iterdir()):
         raise InputError(f"{run}: is not empty; choose another --out, or continue the run there with --resume")
 
 

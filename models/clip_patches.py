@@ -13,11 +13,25 @@ from ..kernels.log_mel_patches import kept_log_mel
 
 
 def mono_wave(audio: object) -> Tensor:
-    """Return samples as a float wave in [-1, 1], int16 scaled; raises InputError where there is not one dimension."""
-    wave = torch.as_tensor(audio)
+    """Return samples, floats in [-1, 1] or int16, which is scaled, as a float32 wave ``[n]``.
+
+    Raises InputError for anything else: no array, several channels, other integers, NaN or infinity.
+    """
+    try:
+        wave = torch.as_tensor(audio)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{type(audio).__name__}: no samples ({error}); expected an array of {SAMPLE_RATE} Hz mono samples"
+        ) from None
     if wave.dim() != 1:
         raise InputError(f"a wave has shape {tuple(wave.shape)}; expected one dimension, {SAMPLE_RATE} Hz mono samples")
-    return wave.float() / 32768.0 if wave.dtype == torch.int16 else wave.float()
+    if wave.dtype != torch.int16 and not wave.is_floating_point():
+        kind = str(wave.dtype).removeprefix("torch.")
+        raise InputError(f"a wave is {kind}; expected floats in [-1, 1] or int16: convert it first")
+    wave = wave.float() / 32768.0 if wave.dtype == torch.int16 else wave.float()
+    if not wave.isfinite().all():
+        raise InputError("a wave has NaN or infinite samples; expected floats in [-1, 1] or int16: repair it")
+    return wave
 
 
 def clip_patches(waves: Sequence[Tensor], max_patches: int, device: torch.device | str = "cpu") -> Patches:

@@ -156,6 +156,7 @@ def test_a_file_that_is_missing_or_no_sound_is_named(place: Place, refused: Refu
     out = ["--out", str(tmp_path / "out.npz")] if command == "embed" else []
     (tmp_path / "text.wav").write_text("no sound")
     assert "absent.wav" in refused([command, place / "run2", place / "audio/0.wav", "absent.wav", *out])
+    assert "is a folder; name the files in it" in refused([command, place / "run2", place / "audio", *out])
     assert "text.wav" in refused([command, place / "run2", str(tmp_path / "text.wav"), *out])
     assert "stage-1 model" in refused([command, place / "run1", place / "audio/0.wav", *out])
     assert "nowhere" in refused([command, place / "nowhere", place / "audio/0.wav", *out])
@@ -170,6 +171,7 @@ def test_a_file_that_is_missing_or_no_sound_is_named(place: Place, refused: Refu
         (["--temperature", "0"], "temperature is 0"),
         (["--temperature", "nan"], "temperature is nan"),
         (["--method", "best"], "best"),
+        (["--seed", "9223372036854775808"], "seed is 9223372036854775808"),
     ],
 )
 def test_a_wrong_flag_of_caption_is_named(place: Place, refused: Refused, flags: list[str], expected: str):
@@ -227,6 +229,8 @@ def test_doctor_says_what_runs_for_every_op(capsys: pytest.CaptureFixture[str]):
         assert f"  {name} " in said
     assert "linear layers on cpu:\n  reference: no fused implementation on cpu" in said
     assert f"\n{flac_decoder()}\n" in said
+    for package in ("mteb", "wandb", "ray", "pyarrow", "faiss-cpu", "openai", "rouge-score"):
+        assert f"\n{package} (extra " in said
 
 
 def test_doctor_names_a_backend_that_is_none(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -135,6 +135,41 @@ def test_no_beam_is_refused(model: Cacophony, files: list[Path]):
         model.caption(files, method="beam", beams=0)
 
 
+def test_one_file_or_text_in_place_of_a_list_is_refused(model: Cacophony, files: list[Path]):
+    """A string is a sequence of its letters, each of which would be embedded."""
+    for one in (str(files[0]), files[0]):
+        for use in (model.embed_audio, model.caption):
+            with pytest.raises(InputError, match=r"expected a list of them"):
+                use(one)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match=r"rain on a roof.* expected a list of them"):
+        model.embed_text("rain on a roof")
+
+
+@pytest.mark.parametrize(
+    ("wave", "message"),
+    [
+        (noise(16_000) * np.nan, "NaN or infinite"),
+        (noise(16_000) * np.inf, "NaN or infinite"),
+        ((noise(16_000) * 2**31).astype(np.int32), "int32"),
+        ((noise(16_000), 44_100), "no samples"),
+        (None, "no samples"),
+    ],
+    ids=["NaN", "infinite", "int32", "wave and rate", "None"],
+)
+def test_a_wave_that_is_none_is_refused(model: Cacophony, wave: np.ndarray, message: str):
+    for use in (model.embed_audio, model.caption):
+        with pytest.raises(InputError, match=message):
+            use([wave])
+
+
+def test_a_wrong_method_or_seed_is_refused(model: Cacophony, files: list[Path]):
+    with pytest.raises(InputError, match="method is 'best'; expected sample, greedy or beam"):
+        model.caption(files, method="best")  # pyright: ignore[reportArgumentType]
+    for seed in (-1, 2**63, [0, 0, 0, 0, 2**64]):
+        with pytest.raises(InputError, match="seed"):
+            model.caption(files, seed=seed)
+
+
 def test_audio_that_is_none_is_named(model: Cacophony, tmp_path: Path):
     (tmp_path / "text.wav").write_text("no sound")
     for bad, message in (

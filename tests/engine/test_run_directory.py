@@ -104,9 +104,10 @@ def test_a_new_run_needs_an_empty_place(tmp_path: Path):
     check_new(tmp_path)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
-    for path in (tmp_path, tmp_path / "file"):
-        with pytest.raises(InputError, match=r"not empty.*--resume"):
-            check_new(path)
+    with pytest.raises(InputError, match=r"not empty.*--resume"):
+        check_new(tmp_path)
+    with pytest.raises(InputError, match=r"is a file; expected a directory"):
+        check_new(tmp_path / "file")
 
 
 def test_only_fields_that_cannot_change_the_result_may_differ(tmp_path: Path, mae_config: MaeRunConfig):
