@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from ..errors import InputError
-from .audio import AUDIO_SUFFIXES, NOT_OPENED
+from .audio import AUDIO_SUFFIXES, NOT_OPENED, UNREAD, UNREAD_SUFFIXES
 from .captions import MAX_CLIP_CHARACTERS, CaptionRow, is_utf8, leaves_folder, usable_captions
 from .sidecar import NO_SIDECAR
 from .tar_members import Member, members
@@ -105,6 +105,11 @@ def is_audio(name: str) -> bool:
     return name.lower().endswith(AUDIO_SUFFIXES)
 
 
+def is_unread(name: str) -> bool:
+    """Whether a file of this name is audio that cannot be read."""
+    return name.lower().endswith(UNREAD_SUFFIXES)
+
+
 def sidecar_name(name: str) -> str:
     """The json that LAION-style corpora have beside an audio file."""
     return f"{name.rpartition('.')[0]}.json"
@@ -116,7 +121,7 @@ def candidates_of_table(audio_dir: Path, on_disk: set[str], table: Table | None)
     Raises `InputError` when the captions do not fit the files.
     """
     captioned = table.by_file(on_disk) if table else {}
-    names = {name for name in on_disk if is_audio(name)} | captioned.keys()
+    names = {name for name in on_disk if is_audio(name) or is_unread(name)} | captioned.keys()
     return [
         _of_table(audio_dir, name, name in on_disk, captioned.get(name, []), table is not None)
         for name in sorted(names)
@@ -125,7 +130,8 @@ def candidates_of_table(audio_dir: Path, on_disk: set[str], table: Table | None)
 
 def candidates_with_sidecars(audio_dir: Path, on_disk: set[str]) -> list[Candidate]:
     """Every audio file with the json beside it, and every audio member of a tar with the json in it, sorted by name."""
-    found = [_beside(audio_dir, name, sidecar_name(name) in on_disk) for name in on_disk if is_audio(name)]
+    names = filter(lambda name: is_audio(name) or is_unread(name), on_disk)
+    found = [_beside(audio_dir, name, sidecar_name(name) in on_disk) for name in names]
     for name in on_disk:
         if name.lower().endswith(".tar"):
             found += _of_tar(audio_dir, name)
@@ -143,7 +149,7 @@ def captioned(
 ) -> Candidate:
     """The candidate of an audio file and its captions, of which those that cannot be used are left out.
 
-    `missing` says why there is no file.
+    `missing` says why there is no file that can be read.
     """
     people = usable_captions(written)
     machine = usable_captions(synthetic, room=_room(people.texts))
@@ -169,12 +175,14 @@ def _of_table(audio_dir: Path, name: str, exists: bool, rows: Sequence[CaptionRo
     written = [row.caption for row in rows if not row.synthetic]
     synthetic = [row.caption for row in rows if row.synthetic]
     missing = "" if exists else OUTSIDE if leaves_folder(name) else MISSING_FILE
+    if exists and is_unread(name):
+        missing = UNREAD
     return captioned(name, path, written, synthetic, missing=missing, needs_caption=needs_caption)
 
 
 def _beside(audio_dir: Path, name: str, has_sidecar: bool) -> Candidate:
     path, sidecar = os.path.join(audio_dir, name), os.path.join(audio_dir, sidecar_name(name))
-    defect = "" if has_sidecar else NO_SIDECAR
+    defect = UNREAD if is_unread(name) else "" if has_sidecar else NO_SIDECAR
     return Candidate(
         name=name,
         stamp=_stamp(path, sidecar),

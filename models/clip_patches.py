@@ -11,11 +11,15 @@ from ..kernels.layout import Patches
 from ..kernels.log_mel import SAMPLE_RATE, num_patches
 from ..kernels.log_mel_patches import kept_log_mel
 
+MAX_PEAK = 16.0
+"""Of floats that may be a wave: decoded MP3 reaches 1.5 or so, integers of 8 bits 128."""
+
 
 def mono_wave(audio: object) -> Tensor:
     """Return samples, floats in [-1, 1] or int16, which is scaled, as a float32 wave ``[n]``.
 
-    Raises InputError for anything else: no array, several channels, other integers, NaN or infinity.
+    Raises InputError for anything else: no array, several channels, other integers, NaN, infinity, or floats far beyond
+    1, as of integers that were not scaled.
     """
     try:
         wave = torch.as_tensor(audio)
@@ -31,6 +35,11 @@ def mono_wave(audio: object) -> Tensor:
     wave = wave.float() / 32768.0 if wave.dtype == torch.int16 else wave.float()
     if not wave.isfinite().all():
         raise InputError("a wave has NaN or infinite samples; expected floats in [-1, 1] or int16: repair it")
+    if len(wave) and wave.abs().max() > MAX_PEAK:
+        raise InputError(
+            f"a wave of floats has samples up to {wave.abs().max():.4g}; expected [-1, 1] or int16: scale it, where it "
+            "was integers by 1/32768 (16 bits)"
+        )
     return wave
 
 

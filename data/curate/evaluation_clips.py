@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from ...errors import InputError
 from ...extras import require
-from ..audio import AUDIO_SUFFIXES, AudioError, printable, probe_seconds
+from ..audio import AUDIO_SUFFIXES, UNREAD, AudioError, printable, probe_seconds
 from ..captions import is_utf8
-from ..corpus import is_audio, walk_files
+from ..corpus import is_audio, is_unread, walk_files
 from ..progress import progress_bar
 from .actors import Actors, on_actors
 from .audio_features import AudioFeatures, Passes, audio_features
@@ -50,12 +50,17 @@ def list_clips(folders: Sequence[Path]) -> list[EvaluationClip]:
             named = (EvaluationClip(f"{row['source']}/{row['id']}", row["path"]) for row in read_manifest(folder))
             clips.extend(named)
         elif folder.is_dir():
+            names = sorted(walk_files(folder))
+            if unread := next(filter(is_unread, names), None):
+                raise InputError(
+                    f"{folder / printable(unread)}: {UNREAD}; it cannot be compared with anything as it is"
+                )
             clips.extend(
                 EvaluationClip(
                     f"{folder.name}/{name if is_utf8(name) else printable(name)}",
                     os.path.join(os.path.abspath(folder), name),
                 )
-                for name in sorted(filter(is_audio, walk_files(folder)))
+                for name in filter(is_audio, names)
             )
         else:
             raise InputError(f"{folder}: no such folder; expected one with audio files, or a manifest")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 from cacophony.data import pack as pack_module
+from cacophony.data.audio import UNREAD
 from cacophony.data.pack import pack
 from cacophony.data.shards import Shards
 from cacophony.errors import InputError
@@ -146,6 +147,16 @@ def test_every_defect_is_skipped_counted_and_named(tmp_path: Path) -> None:
     assert "kept 2 clips" in text
     assert "skipped 1: too long" in text
     assert str(tmp_path / "out" / "report.csv") in text
+
+
+def test_audio_that_libsndfile_cannot_read_is_named(corpus: Path, tmp_path: Path) -> None:
+    for name in ("a.m4a", "b.AAC"):
+        (corpus / name).write_bytes(b"some codec")
+    (corpus / "c.mp4").write_bytes(b"a film")
+    packed = pack(corpus, tmp_path / "out", clips_per_shard=2)
+    assert packed.skipped[UNREAD] == 2
+    assert report(tmp_path / "out")["a.m4a"] == [("skipped", UNREAD)]
+    assert "c.mp4" not in report(tmp_path / "out")
 
 
 def test_strict_ends_at_the_first_defect_in_file_order(corpus: Path, tmp_path: Path) -> None:

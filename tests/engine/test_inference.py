@@ -150,11 +150,12 @@ def test_one_file_or_text_in_place_of_a_list_is_refused(model: Cacophony, files:
     [
         (noise(16_000) * np.nan, "NaN or infinite"),
         (noise(16_000) * np.inf, "NaN or infinite"),
+        (noise(16_000) * 2**15, "scale it"),
         ((noise(16_000) * 2**31).astype(np.int32), "int32"),
         ((noise(16_000), 44_100), "no samples"),
         (None, "no samples"),
     ],
-    ids=["NaN", "infinite", "int32", "wave and rate", "None"],
+    ids=["NaN", "infinite", "floats of integers", "int32", "wave and rate", "None"],
 )
 def test_a_wave_that_is_none_is_refused(model: Cacophony, wave: np.ndarray, message: str):
     for use in (model.embed_audio, model.caption):

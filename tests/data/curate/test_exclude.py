@@ -320,6 +320,9 @@ def test_an_evaluation_without_clips_is_refused(tmp_path: Path) -> None:
         list_clips([tmp_path / "gone"])
     with pytest.raises(InputError, match="holds no clip"):
         list_clips([tmp_path])
+    (tmp_path / "a.m4a").touch()
+    with pytest.raises(InputError, match=r"a\.m4a: of a kind that is not read"):
+        list_clips([tmp_path])
 
 
 def test_linked_folders_belong_to_an_evaluation_and_any_name_does(tmp_path: Path) -> None:
