@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-MOST_WORKERS = 8
+MOST_WORKERS = 4
 """Processes the suite is spread over at most; each holds up to 2 GiB."""
 
 HAS_HYPOTHESIS = importlib.util.find_spec("hypothesis") is not None
@@ -43,8 +43,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         return
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     if whole and config.option.numprocesses is None and not torch.cuda.is_available():
-        config.option.numprocesses = "logical"
-        config.option.maxprocesses = config.option.maxprocesses or MOST_WORKERS
+        config.option.numprocesses = min(os.cpu_count() or 1, MOST_WORKERS)
         config.option.dist = "loadfile"  # what a module's fixtures made is made once
 
 
