@@ -31,7 +31,7 @@ update.Updater.update = counted
 
 @pytest.fixture
 def argv(mae_config: MaeRunConfig, save_toml: Callable[[Any], Path], shards: Path, tmp_path: Path) -> list[str]:
-    toml = save_toml(replace(mae_config, timeout_seconds=6.0))
+    toml = save_toml(replace(mae_config, timeout_seconds=15.0))
     named = ["--data", str(shards), "--preset", "demo", "--config", str(toml), "--out", str(tmp_path / "run")]
     return ["train", "mae", *named]
 
@@ -54,7 +54,7 @@ def test_a_rank_that_was_killed_is_named(start_ranks: StartRanks, argv: list[str
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_hangs_is_named_by_all(start_ranks: StartRanks, argv: list[str], victim: int):
-    expected = f"cacophony: rank {victim} on {HOST} hangs: the other ranks waited for 6 s (timeout_seconds); "
+    expected = f"cacophony: rank {victim} on {HOST} hangs: the other ranks waited for 15 s (timeout_seconds); "
     ranks = start_ranks(argv, before=AT_THE_THIRD.format(rank=victim, what="time.sleep(1000)"))
     for code, output in [rank.ended() for rank in ranks]:
         assert code == 1, output
@@ -70,7 +70,7 @@ World.barrier = lambda self: time.sleep(1000) if self.rank == 1 else real(self)
 """
     for code, output in [rank.ended() for rank in start_ranks(argv, before=hanging)]:
         assert code == 1, output
-        assert last_line(output).startswith(f"cacophony: rank 1 on {HOST} hangs: the other ranks waited for 6 s")
+        assert last_line(output).startswith(f"cacophony: rank 1 on {HOST} hangs: the other ranks waited for 15 s")
 
 
 def test_a_rank_that_fails_is_named_with_its_reason(start_ranks: StartRanks, argv: list[str]):
