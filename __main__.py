@@ -3,6 +3,7 @@
 import difflib
 import io
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # Where a rank is gone, torch warns of every socket with pages of C++; our own line names the rank.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+import torch
 
 from .bench.commands import (
     all_command,
@@ -52,12 +55,16 @@ from .engine.evaluate.commands import (
 )
 from .engine.evaluate.frozen_commands import aqa_command, gap_command, hear_command
 from .engine.flags import command
+from .engine.full_memory import in_short
 from .engine.parity_command import parity_command
 from .engine.plan_command import plan_command
 from .engine.shards_stats_command import shards_stats_command
 from .errors import InputError, RunError
 
 Command = Callable[[Sequence[str]], int]
+
+READER_GONE = 128 + 13
+"""Exit code as of a program that SIGPIPE ends."""
 
 _COMMANDS: dict[str, tuple[str, Command]] = {
     "demo": (
@@ -172,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
     0, 1 (the run failed), 2 (the input was wrong), 3 (the run went on, but a checkpoint could not be written), 130
-    (Ctrl-C).
+    (Ctrl-C), 141 (what reads the output, `head` say, has enough).
     """
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -183,13 +190,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not words or words[0] in ("-h", "--help"):
             return _help()
         run, rest = _find(words)
-        return run(rest)
+        code = run(rest)
+        sys.stdout.flush()
+        return code
     except InputError as error:
         return _complain(error, 2)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return READER_GONE
         return _complain(f"{error}; check the path, its permissions and the free space", 2)
     except RunError as error:
         return _complain(error, 1)
+    except torch.OutOfMemoryError as error:
+        advice = "see with nvidia-smi that no other process holds memory there, or give --device cpu"
+        return _complain(f"{in_short(error)}; {advice}", 1)
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
 
@@ -211,6 +225,16 @@ def _help() -> int:
     for name, (summary, _) in _COMMANDS.items():
         print(f"  {name:20} {summary}")
     return 0
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads stdout any more; what is left of the output goes nowhere then, and is no error at exit."""
+    stdout = select.poll()
+    stdout.register(sys.stdout, 0)
+    if not stdout.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _complain(message: Any, code: int) -> int:

@@ -2,11 +2,12 @@
 
 import contextlib
 import functools
+import inspect
 import io
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any, get_origin, get_type_hints
 
 import tyro
 
@@ -38,7 +39,26 @@ def command(function: Callable[..., int], prog: str) -> Callable[[Sequence[str]]
     def bound(*args: Any, **kwargs: Any) -> Callable[[], int]:
         return functools.partial(function, *args, **kwargs)
 
+    signature = _with_names(function)
+    bound.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
+    bound.__dict__["__signature__"] = signature
+    del bound.__wrapped__  # whose signature would count
     return lambda argv: parse_flags(bound, prog, argv)()
+
+
+def _with_names(function: Callable[..., int]) -> inspect.Signature:
+    """The signature of ``function``, so that help calls a positional argument by its name: RUN, not PATH."""
+    signature, hints = inspect.signature(function), get_type_hints(function, include_extras=True)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            metavar, kind = name.upper(), get_type_hints(function)[name]
+            # The default of several, none, would be shown as an empty one.
+            several = tyro.conf.arg(metavar=f"{metavar} ...", help_behavior_hint="(one or more)")
+            is_one = get_origin(kind) is None
+            hints[name] = Annotated[hints[name], tyro.conf.arg(metavar=metavar) if is_one else several]
+    return signature.replace(
+        parameters=[one.replace(annotation=hints[one.name]) for one in signature.parameters.values()]
+    )
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from .checkpoint_writer import CheckpointWriter
 from .config import ContrastiveRunConfig, Stage
 from .continuation import choose_checkpoint, restore
 from .distributed import World, join_world
+from .full_memory import advising
 from .host_memory import give_back
 from .initialisation import initialise, write_report
 from .introduction import introduce
@@ -114,7 +115,7 @@ def train(
                 )
         facts = run_facts(stage, config, shards.fingerprint, init, is_continued=record is not None)
         check_agreement(world, facts, config.timeout_seconds)
-        with watched(world, config.timeout_seconds), backend.use_backend(config.backend):
+        with watched(world, config.timeout_seconds), backend.use_backend(config.backend), advising(config):
             finished = _train(task, shards, world, [f"changed: {describe_changes(changed)}"] if changed else [])
             give_back()
     world.barrier()  # rank 0 may keep the store that the others watch

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,6 +233,23 @@ def test_doctor_says_what_runs_for_every_op(capsys: pytest.CaptureFixture[str]):
     assert f"\n{flac_decoder()}\n" in said
     for package in ("mteb", "wandb", "ray", "pyarrow", "faiss-cpu", "openai", "rouge-score"):
         assert f"\n{package} (extra " in said
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    """As `cacophony train mae --help | head -1` closes the pipe while more is written."""
+    command = [sys.executable, "-m", "cacophony", "train", "mae", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_help_names_positional_arguments(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["embed", "--help"])
+    assert "cacophony embed [-h] RUN FILES ... --out PATH" in " ".join(capsys.readouterr().out.split())
 
 
 def test_doctor_names_a_backend_that_is_none(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
