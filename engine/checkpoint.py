@@ -142,7 +142,9 @@ def complete(run: Path, step: int, manifest: Manifest, *, keep: int) -> Path:
         # Renamed first: a kill while files disappear must not leave half a checkpoint under a whole one's name.
         hidden = old.with_name(f".{old.name}.tmp")
         old.rename(hidden)
-        shutil.rmtree(hidden)
+        # On NFS a file that somebody reads keeps its directory: the new checkpoint is whole all the same, and what is
+        # left of the old one goes when the run is continued.
+        shutil.rmtree(hidden, ignore_errors=True)
     return final
 
 
@@ -154,7 +156,7 @@ def discard(run: Path, step: int) -> None:
 def discard_unfinished(run: Path) -> None:
     """Delete what a killed run left under temporary names."""
     for leftover in (run / "checkpoints").glob(".step-*.tmp"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)  # as above
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:

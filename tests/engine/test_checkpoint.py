@@ -1,5 +1,6 @@
 """Checkpoints appear whole or not at all, come back exactly, and damage is named."""
 
+import errno
 import json
 import os
 import shutil
@@ -53,6 +54,22 @@ def write(run: Path, step: int, weights: dict[str, Tensor], optimizer: dict[str,
 
 def names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def test_an_old_one_that_somebody_reads_on_nfs_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """There a file in use gets another name in its directory, which then cannot be deleted."""
+    save(tmp_path, 1, keep=1)
+
+    def busy(path: str, **_: Any) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", busy)
+        assert save(tmp_path, 2, keep=1) == latest_checkpoint(tmp_path)
+        discard_unfinished(tmp_path)
+    assert names(tmp_path) == [".step-00000001.tmp", "step-00000002"]
+    discard_unfinished(tmp_path)
+    assert names(tmp_path) == ["step-00000002"]
 
 
 def test_a_checkpoint_comes_back_exactly(tmp_path: Path):
