@@ -5,7 +5,6 @@ threads and for any way of decoding, and a run continues where it stopped from a
 many at a time, to where they lie in the batch, by a :class:`BatchDecoder`, or one by one by the threads that read.
 """
 
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -146,8 +145,6 @@ class Loader:
         self._sampler = Sampler(len(shards), config.batch_size, config.seed)
         self.steps_per_epoch = self._sampler.steps_per_epoch
         """Global batches in an epoch."""
-        self.wait_seconds = 0.0
-        """Total time for which `next` was waiting for data, in seconds."""
         self.damage = DamageCount(self.steps_per_epoch * rows, config.max_bad_share)
         """The damaged members that this rank has replaced since the loader was made."""
         self._shards = shards
@@ -170,7 +167,6 @@ class Loader:
         return self
 
     def __next__(self) -> AudioTextBatch:
-        begin = time.perf_counter()
         while len(self._pending) < self._config.prefetch_batches:
             self._pending.append(self._submit(self._step + len(self._pending)))
         try:
@@ -180,8 +176,6 @@ class Loader:
             # The step was not handed out: asked again, it is made again.
             self._drop_pending()
             raise
-        finally:
-            self.wait_seconds += time.perf_counter() - begin
         self._step += 1
         return batch
 

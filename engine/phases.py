@@ -2,6 +2,8 @@
 
 STEP = "step"
 """All of an optimiser step but the wait for its batch."""
+LOADING = "loading"
+"""The wait for a batch: where the device has work meanwhile, only what comes after that."""
 
 PREPARE = "prepare"
 """Log-mel, patch subsets, targets."""

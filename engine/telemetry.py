@@ -19,7 +19,7 @@ from .distributed import World
 from .figures import loss_curves
 from .gpus import peak_flops
 from .peak_memory import peak_memory
-from .phases import ASCENT, COLLECTIVE, STEP
+from .phases import ASCENT, COLLECTIVE, LOADING, STEP
 from .stopwatch import Stopwatch
 from .throughput_figure import SHARES, throughput_curves
 from .update import Outcome
@@ -37,21 +37,20 @@ class Meter:
     ``clips_per_s``, ``audio_hours_per_s``: of the batches, each once, whatever SAM makes of them. ``tokens_per_s``:
     valid tokens that the networks saw, and ``model_tflops_per_s``: model FLOPs on them, all gradients of a step
     together; ``hardware_tflops_per_s`` adds what was computed again. ``mfu`` and ``hfu`` are these two over the
-    device's peak, where that is known. Shares of this rank's time: ``data_wait_share``, waiting for the loader;
-    ``communication_share``, computation waiting for other ranks. ``sam_share``: of the steps' time what SAM adds, its
-    first gradient and the perturbation; only where SAM is on. ``captions_without_target``: captions of fewer than two
-    tokens, which predict nothing; only where there is text.
+    device's peak, where that is known. Shares of this rank's time: ``data_wait_share``, the device without work because
+    the loader has no batch; ``communication_share``, computation waiting for other ranks. ``sam_share``: of the steps'
+    time what SAM adds, its first gradient and the perturbation; only where SAM is on. ``captions_without_target``:
+    captions of fewer than two tokens, which predict nothing; only where there is text.
     """
 
     def __init__(self, world: World) -> None:
         self.peak = peak_flops(world.device)
         self.world = world
-        self.stopwatch = Stopwatch(world.device, (STEP, ASCENT, COLLECTIVE))
-        self._clear(0.0)
+        self.stopwatch = Stopwatch(world.device, (STEP, LOADING, ASCENT, COLLECTIVE))
+        self._clear()
 
-    def _clear(self, loader_wait: float) -> None:
+    def _clear(self) -> None:
         self.started = time.perf_counter()
-        self.wait_before = loader_wait
         self.clips = self.samples = self.tokens = self.flops = self.recomputed = 0
         self.captioned = self.without_target = 0
 
@@ -70,11 +69,8 @@ class Meter:
         """Leave the time since the last line out of the next one's rates: no step was made in it."""
         self.started = time.perf_counter()
 
-    def rates(self, loader_wait: float) -> dict[str, float]:
-        """Return what was measured since the last call, to be called on every rank at the same step; waits for all.
-
-        ``loader_wait`` is the loader's total wait in seconds.
-        """
+    def rates(self) -> dict[str, float]:
+        """Return what was measured since the last call, to be called on every rank at the same step; waits for all."""
         here = (self.clips, self.samples, self.tokens, self.flops, self.recomputed, self.captioned, self.without_target)
         everywhere = torch.stack(self.world.total(*here)).tolist()
         clips, samples, tokens, flops, recomputed, captioned, without_target = everywhere
@@ -86,7 +82,7 @@ class Meter:
             "tokens_per_s": tokens / seconds,
             "model_tflops_per_s": flops / seconds / 1e12,
             "hardware_tflops_per_s": (flops + recomputed) / seconds / 1e12,
-            "data_wait_share": min((loader_wait - self.wait_before) / seconds, 1.0),
+            "data_wait_share": min(spans[LOADING] / seconds, 1.0),
             "communication_share": min(spans[COLLECTIVE] / seconds, 1.0),
         }
         if self.peak:
@@ -96,7 +92,7 @@ class Meter:
             rates["captions_without_target"] = without_target
         if spans[ASCENT]:
             rates["sam_share"] = spans[ASCENT] / spans[STEP]
-        self._clear(loader_wait)
+        self._clear()
         return rates | peak_memory(self.world.device)
 
 

@@ -29,7 +29,7 @@ from .introduction import introduce
 from .late_flags import LateFlags
 from .objective import Objective, Report
 from .peak_memory import compare_with_plan
-from .phases import PREPARE, STEP
+from .phases import LOADING, PREPARE, STEP
 from .rank_agreement import check_agreement, run_facts, withdrawing
 from .rank_watch import watched
 from .run_data import check_batch, describe_sources, loader_config, run_tokenizer
@@ -224,7 +224,8 @@ def _loop(
     stopped_by, done = None, first_step
     with StopRequest() as stop, listening(meter.stopwatch.span):
         for step in range(first_step, config.steps):
-            loaded = next(loader)
+            with span(LOADING):
+                loaded = next(loader)
             report, outcome = make_step(updater, objective, loaded.to(world.device), step, config)
             watch.add(step, outcome.skipped_in_a_row, loaded.sample_index)
             done = step + 1
@@ -232,7 +233,7 @@ def _loop(
             if log:
                 log.advance(done)
             if done % config.log_every_steps == 0 or done == config.steps:
-                rates = meter.rates(loader.wait_seconds)
+                rates = meter.rates()
                 if log:
                     line = {name: float(value) for name, value in report.losses.items()}
                     if outcome.sam_loss is not None:
