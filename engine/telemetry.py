@@ -65,6 +65,11 @@ class Meter:
             self.captioned += batch.num_clips
             self.without_target += int((batch.token_lengths < 2).sum())
 
+    def leave_out(self) -> None:
+        """Leave all since the last line out of the next one's rates; waits for the device."""
+        self.stopwatch.read()
+        self._clear()
+
     def restart(self) -> None:
         """Leave the time since the last line out of the next one's rates: no step was made in it."""
         self.started = time.perf_counter()

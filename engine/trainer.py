@@ -232,7 +232,10 @@ def _loop(
             meter.add(loaded, outcome)
             if log:
                 log.advance(done)
-            if done % config.log_every_steps == 0 or done == config.steps:
+            is_logged = done % config.log_every_steps == 0 or done == config.steps
+            if step == first_step and not is_logged:
+                meter.leave_out()  # kernels are compiled in it
+            if is_logged:
                 rates = meter.rates()
                 if log:
                     line = {name: float(value) for name, value in report.losses.items()}

@@ -4,6 +4,7 @@ import importlib.machinery
 import json
 import math
 import sys
+import time
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from cacophony.data.batch import collate
+from cacophony.engine import trainer
 from cacophony.engine.config import ContrastiveRunConfig, MaeRunConfig
 from cacophony.engine.distributed import World
 from cacophony.engine.gpus import peak_flops
@@ -197,6 +199,23 @@ def test_time_without_a_step_can_be_left_out(monkeypatch: pytest.MonkeyPatch):
     meter.add(BATCH, outcome(1))
     clock[0] = 61.0
     assert meter.rates()["clips_per_s"] == pytest.approx(2.0)
+
+
+def test_the_first_step_in_which_kernels_are_compiled_counts_in_no_rate(
+    mae_config: MaeRunConfig, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real_clock, real_step, hours = time.perf_counter, trainer.make_step, [0]
+
+    def slow_at_first(*given: Any) -> Any:
+        hours[0] = 1
+        return real_step(*given)
+
+    monkeypatch.setattr("time.perf_counter", lambda: real_clock() + 3600 * hours[0])
+    monkeypatch.setattr(trainer, "make_step", slow_at_first)
+    train("mae", replace(mae_config, log_every_steps=3), shards, tmp_path / "run")
+    first, second = read_log(tmp_path / "run")
+    assert (first["step"], second["step"]) == (3, 6)
+    assert first["clips_per_s"] > 10 * 3 * mae_config.batch_size / 3600  # with the first, 3 steps took an hour
 
 
 def test_a_runs_log_says_what_sam_takes_and_what_is_computed_again(contrastive_run: Path, mae_run: Path):
