@@ -26,9 +26,9 @@ SAMPLE_RATE = 16_000
 """Samples per second of everything behind packing."""
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff")
-UNREAD_SUFFIXES = (".m4a", ".aac", ".wma", ".amr", ".ape", ".wv", ".mka", ".tta", ".mpc")
-"""Of audio that libsndfile cannot read."""
 """How the name of a file ends that is taken for audio, in lower case."""
+UNREAD_SUFFIXES = (".m4a", ".aac", ".wma", ".amr", ".ape", ".wv", ".mka", ".tta", ".mpc")
+"""How the name of audio ends that libsndfile cannot read."""
 
 NOT_OPENED = "file cannot be opened"
 EMPTY_FILE = "empty file (0 bytes)"

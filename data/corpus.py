@@ -121,7 +121,7 @@ def candidates_of_table(audio_dir: Path, on_disk: set[str], table: Table | None)
     Raises `InputError` when the captions do not fit the files.
     """
     captioned = table.by_file(on_disk) if table else {}
-    names = {name for name in on_disk if is_audio(name) or is_unread(name)} | captioned.keys()
+    names = set(filter(_is_listed, on_disk)) | captioned.keys()
     return [
         _of_table(audio_dir, name, name in on_disk, captioned.get(name, []), table is not None)
         for name in sorted(names)
@@ -130,8 +130,7 @@ def candidates_of_table(audio_dir: Path, on_disk: set[str], table: Table | None)
 
 def candidates_with_sidecars(audio_dir: Path, on_disk: set[str]) -> list[Candidate]:
     """Every audio file with the json beside it, and every audio member of a tar with the json in it, sorted by name."""
-    names = filter(lambda name: is_audio(name) or is_unread(name), on_disk)
-    found = [_beside(audio_dir, name, sidecar_name(name) in on_disk) for name in names]
+    found = [_beside(audio_dir, name, sidecar_name(name) in on_disk) for name in filter(_is_listed, on_disk)]
     for name in on_disk:
         if name.lower().endswith(".tar"):
             found += _of_tar(audio_dir, name)
@@ -168,6 +167,11 @@ def captioned(
         defect=defect,
         warnings=() if defect else dropped,
     )
+
+
+def _is_listed(name: str) -> bool:
+    """Whether the report names a file of this name: as audio, or as audio that cannot be read."""
+    return is_audio(name) or is_unread(name)
 
 
 def _of_table(audio_dir: Path, name: str, exists: bool, rows: Sequence[CaptionRow], needs_caption: bool) -> Candidate:

@@ -143,7 +143,7 @@ def _train(task: _Task, shards: Shards, world: World, notes: list[str]) -> Finis
             first_step = restore(checkpoint, updater, loader, config, allow_changed=task.allow_changed)
 
         if world.is_main:
-            if not continued:
+            if not continued:  # only now, so that a wrong input leaves no directory
                 cleanup.enter_context(held(out, is_new=True))
             record = RunRecord(task.stage, config, str(task.data), shards.fingerprint, str(init) if init else None)
             write_record(out, record)

@@ -11,8 +11,8 @@ from ..kernels.layout import Patches
 from ..kernels.log_mel import SAMPLE_RATE, num_patches
 from ..kernels.log_mel_patches import kept_log_mel
 
-MAX_PEAK = 16.0
-"""Of floats that may be a wave: decoded MP3 reaches 1.5 or so, integers of 8 bits 128."""
+# Decoded MP3 reaches 1.5 or so, integers of 8 bits 128.
+_MAX_PEAK = 16.0
 
 
 def mono_wave(audio: object) -> Tensor:
@@ -35,7 +35,7 @@ def mono_wave(audio: object) -> Tensor:
     wave = wave.float() / 32768.0 if wave.dtype == torch.int16 else wave.float()
     if not wave.isfinite().all():
         raise InputError("a wave has NaN or infinite samples; expected floats in [-1, 1] or int16: repair it")
-    if len(wave) and wave.abs().max() > MAX_PEAK:
+    if len(wave) and wave.abs().max() > _MAX_PEAK:
         raise InputError(
             f"a wave of floats has samples up to {wave.abs().max():.4g}; expected [-1, 1] or int16: scale it, where it "
             "was integers by 1/32768 (16 bits)"

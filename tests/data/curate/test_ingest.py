@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
-from cacophony.data import encode
 from cacophony.data.curate import ingest as ingest_module
 from cacophony.data.curate import listing
 from cacophony.data.curate import parts as parts_module
@@ -25,7 +24,7 @@ from cacophony.data.curate.listing import DUPLICATE
 from cacophony.data.curate.manifest import Manifest, Row, read_manifest
 from cacophony.data.curate.sources import records
 from cacophony.data.curate.sources.entry import BAD_ID, NO_CAPTION, NO_DESCRIPTION
-from cacophony.data.curate.sources.source import Source, make_source, read_sources
+from cacophony.data.curate.sources.source import Source, make_source
 from cacophony.engine.flags import command
 from cacophony.errors import InputError, RunError
 
@@ -384,54 +383,6 @@ def test_flags_name_the_same_sources(
         command(ingest_command, "ingest")(["--out", f"{tmp_path}/other"])
     with pytest.raises(InputError, match="already there and not empty"):
         command(ingest_command, "ingest")(["--out", f"{tmp_path}", "--laion", f"{folder}/laion"])
-
-
-def test_sources_from_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "sources.toml"
-    path.write_text(
-        '[[source]]\nlayout = "ids"\nmetadata = "l/acav 1.csv"\naudio = "/a"\n'
-        '[[source]]\nlayout = "clotho"\naudio = "c"\nsplit = "validation"\nname = "clotho-val"\nkind = "unlabeled"\n'
-    )
-
-    assert read_sources(path) == [
-        make_source("ids", Path("/a"), tmp_path / "l" / "acav 1.csv", name="acav-1", kind="unlabeled"),
-        make_source("clotho", tmp_path / "c", name="clotho-val", kind="unlabeled", split="validation"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[[source]", "cannot be read as TOML"),
-        ("a = 1", "expected one or more"),
-        ('[[source]]\naudio = "a"', "source 1: layout is missing"),
-        ('[[source]]\nlayout = "x"\naudio = "a"', "source 1: source layout is 'x'"),
-        ('[[source]]\nlayout = "laion"\naudio = "a"\nnmae = "b"', "source 1: nmae is wrong"),
-        ('[[source]]\nlayout = "laion"\naudio = "a"\nname = "../b"', "source name is '../b'"),
-        ('[[source]]\nlayout = "laion"\naudio = "a"\nkind = "dirty"', "kind is 'dirty'"),
-        ('[[source]]\nlayout = "laion"\naudio = "a"\nencoding = "utf7"', "encoding is 'utf7'"),
-        ('[[source]]\nlayout = "clotho"\naudio = "a"\nsplit = "../x"', "split is '../x'"),
-        ('[[source]]\nlayout = "ids"\naudio = "a"', "name its metadata"),
-        ('[[source]]\nlayout = "laion"\naudio = "a"\nmetadata = "b"', "leave out metadata"),
-    ],
-)
-def test_a_wrong_file_of_sources_is_named(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "sources.toml"
-    path.write_text(text)
-
-    with pytest.raises(InputError, match=message):
-        read_sources(path)
-
-
-def test_a_stream_of_undeclared_length_is_measured(tmp_path: Path) -> None:
-    path = tmp_path / "stream.flac"
-    sf.write(path, np.zeros(24_000), 16_000)
-    data = bytearray(path.read_bytes())
-    data[21] &= 0xF0  # STREAMINFO: 36 bits of total samples, 0 for unknown
-    data[22:26] = bytes(4)
-    path.write_bytes(data)
-
-    assert encode.probe(str(path)) == ({"seconds": 1.5, "reason": ""}, b"")
 
 
 def _dies(real: Any, calls: int) -> Any:
